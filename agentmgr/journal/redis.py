@@ -6,7 +6,7 @@ turns wait meanwhile, and what was done already is not done twice. After that th
 
 from __future__ import annotations
 
-import logging
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -28,8 +28,6 @@ from .writing import Place, Work
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
-
 PATIENCE_S = 10.0  #: for a Redis that is restarted
 CLOSING_S = 2.0  #: at the end of this host
 PAUSE_S = 0.1  #: between tries
@@ -46,6 +44,7 @@ class RedisStore:
         self.holder = holder
         self._redis, self._keys = redis, keys
         self._patience_s = patience_s
+        self._answer_s = math.inf  # for one answer, if that is less than `ANSWER_S`
         self._written = Written()
         self._last_batch = 0  # that was sent; a number is not used again for other changes
         self._lease = Lease(
@@ -172,7 +171,7 @@ class RedisStore:
         try:
             await self._lease.keep(lambda trouble: troubled(Trouble(str(trouble))), stale)
         finally:
-            self._patience_s = min(self._patience_s, CLOSING_S)
+            self._patience_s, self._answer_s = min(self._patience_s, CLOSING_S), CLOSING_S
             self._attended.set()
 
     async def close(self) -> None:
@@ -209,7 +208,10 @@ class RedisStore:
         give_up_at = trio.current_time() + self._patience_s
         while True:
             try:
-                return await ask()
+                with trio.fail_after(self._answer_s):
+                    return await ask()
+            except trio.TooSlowError as error:
+                raise Trouble("it does not answer") from error
             except UnicodeEncodeError as error:
                 raise Trouble(str(error)) from error
             except RedisTrouble as trouble:

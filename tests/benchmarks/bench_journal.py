@@ -1,16 +1,21 @@
 """What the journal of sessions costs, beside one that keeps nothing.
 
-    python tests/benchmarks/bench_journal.py [--directory DIR] [--seconds S] [--stored N]
+    python tests/benchmarks/bench_journal.py [--directory DIR] [--seconds S] [--stored N] [--redis URL]
 
 Prints a table; asserts nothing. `--directory` says on which disk. The load: 200 sessions, of which each says
-50 pieces of an answer a second, of 60 characters.
+50 pieces of an answer a second, of 60 characters. With `--redis` the same load and the same long session are
+put into a Redis too, under keys of their own, which are erased:
+
+    redis-server --port 0 --unixsocket /tmp/s --save '' --appendonly yes
+    python tests/benchmarks/bench_journal.py --redis unix:///tmp/s
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -100,9 +105,9 @@ def record(number: int) -> SessionRecord:
     return SessionRecord(f"ses_{number:032x}", f"user_{number % 1000}", at, at, f"chat {number}")
 
 
-async def take_up(path: Path) -> None:
+async def take_up(what: str, opened: Callable[[str], AbstractAsyncContextManager[DurableJournal]]) -> None:
     """A session of 10,000 events, in rows of some 5, as they come together under load."""
-    async with open_journal(path, "inst_1") as journal:
+    async with opened("inst_1") as journal:
         held = await journal.create(record(0))
         copy = Copy(held, [])
         for turn in range(20):
@@ -116,13 +121,13 @@ async def take_up(path: Path) -> None:
         await held.release()
     found = []
     for _ in range(20):
-        async with open_journal(path, "inst_2") as journal:
+        async with opened("inst_2") as journal:
             began = time.perf_counter()
             held = await journal.take_up(record(0).session_id)
             found.append(time.perf_counter() - began)
             assert held is not None
             await held.release()
-    print_row("take up a session of 10,000 events", spread(found))
+    print_row(f"{what}: take up a session of 10,000 events", spread(found))
 
 
 async def fill(journal: DurableJournal, number: int) -> None:
@@ -164,13 +169,47 @@ async def stored(path: Path, number: int) -> None:
             print_row(what, spread(found))
 
 
-async def main(directory: Path, seconds: float, number: int) -> None:
+async def in_redis(url: str, seconds: float, memory: float) -> None:
+    from agentmgr.journal import redis
+    from agentmgr.journal.redis_connection import RedisAddress, open_redis
+
+    service_id = f"bench_{time.time_ns()}"
+
+    def opened(instance_id: str) -> AbstractAsyncContextManager[DurableJournal]:
+        return redis.open_journal(url, service_id, instance_id)
+
+    async with open_redis(RedisAddress.parse(url)) as connected:
+
+        async def figure(section: str, name: str) -> float:
+            text = (await connected.call("INFO", section)).decode()
+            (line,) = (line for line in text.splitlines() if line.startswith(f"{name}:"))
+            return float(line.partition(":")[2])
+
+        async def cpu() -> float:
+            return sum([await figure("cpu", f"used_cpu_{kind}") for kind in ("user", "sys")])
+
+        bytes_before, cpu_before = await figure("memory", "used_memory"), await cpu()
+        durable, events = await load("in Redis", opened("inst_1"), seconds)
+        used = await figure("memory", "used_memory") - bytes_before
+        print_row("what Redis adds to an event", f"{(durable - memory) * 1e6:.1f} µs")
+        print_row("CPU of an event in Redis itself", f"{(await cpu() - cpu_before) / events * 1e6:.1f} µs")
+        print_row("bytes of its memory for an event of 60", f"{used / events:.0f}")
+        for key in await connected.call("KEYS", f"agentmgr:{chr(92)}{{{service_id}}}:*"):
+            await connected.call("DEL", key)
+        await take_up("in Redis", opened)
+        for key in await connected.call("KEYS", f"agentmgr:{chr(92)}{{{service_id}}}:*"):
+            await connected.call("DEL", key)
+
+
+async def main(directory: Path, seconds: float, number: int, redis_url: str | None) -> None:
     memory, _ = await load("in memory", in_memory(), seconds)
     path = directory / "load.db"
     durable, events = await load("in SQLite", open_journal(path, "inst_1"), seconds)
     print_row("what SQLite adds to an event", f"{(durable - memory) * 1e6:.1f} µs")
     print_row("bytes in the file for an event of 60", f"{path.stat().st_size / events:.0f}")
-    await take_up(directory / "one.db")
+    await take_up("in SQLite", partial(open_journal, directory / "one.db"))
+    if redis_url is not None:
+        await in_redis(redis_url, seconds, memory)
     await stored(directory / "many.db", number)
 
 
@@ -179,6 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--directory", type=Path, help="where to put the files (a temporary directory)")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--stored", type=int, default=100_000)
+    parser.add_argument("--redis", metavar="URL", help="measure a Redis too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as temporary:
-        trio.run(main, Path(temporary), arguments.seconds, arguments.stored)
+        trio.run(main, Path(temporary), arguments.seconds, arguments.stored, arguments.redis)

@@ -1,13 +1,13 @@
 """Whatever happens to Redis, sessions go on, and are in it again once it can be written. Real servers."""
 
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import pytest
 import trio
 
 from agentmgr.errors import InvalidRequest
-from agentmgr.journal import redis_connection, redis_keys
+from agentmgr.journal import redis, redis_connection, redis_keys
 from agentmgr.journal.journal import Accepted, Asked, HeldElsewhere, Question, TurnRecord, Unreachable
 from agentmgr.journal.redis_connection import RedisAddress
 from agentmgr.journal.redis_look import look_at
@@ -97,7 +97,7 @@ async def test_emptied_under_its_hosts_it_is_filled_again(redis_hosts):
         assert [it.seq for it in await copy.held.frames(1, 9, max_bytes=1000)] == [1, 2]
 
 
-async def test_away_for_longer_than_is_waited(redis_server, caplog):
+async def test_away_for_longer_than_is_waited(caplog):
     with own_hosts(*LOGGED) as hosts:
         async with hosts.one() as (journal, copy):
             copy.say("one")
@@ -138,12 +138,23 @@ async def test_suspended(monkeypatch):
             await well_again(journal, copy)
 
 
-async def times(redis, keys, *, pulse_s, lease_s):
+async def test_a_host_ends_soon_while_it_is_suspended(monkeypatch):
+    monkeypatch.setattr(redis, "CLOSING_S", 0.2)
+    with own_hosts() as hosts, ExitStack() as after:
+        async with hosts.one() as (_, copy):
+            copy.say("one")
+            await copy.held.settled()
+            after.enter_context(hosts.server.suspended())
+            began = trio.current_time()
+        assert trio.current_time() - began < redis_connection.ANSWER_S - 1
+
+
+async def times(connected, keys, *, pulse_s, lease_s):
     """When a lease was last renewed, and until when those of all holders are; both from now on."""
     now = time.time() * 1000
-    await redis.call("HSET", keys.meta, "pulse", int(now + pulse_s * 1000))
-    for holder in await redis.call("ZRANGE", keys.leases, 0, -1):
-        await redis.call("ZADD", keys.leases, int(now + lease_s * 1000), holder)
+    await connected.call("HSET", keys.meta, "pulse", int(now + pulse_s * 1000))
+    for holder in await connected.call("ZRANGE", keys.leases, 0, -1):
+        await connected.call("ZADD", keys.leases, int(now + lease_s * 1000), holder)
 
 
 @pytest.mark.parametrize(("pulse_s", "is_held"), [(-1, False), (-redis_keys.SILENCE_S - 1, True)])
@@ -152,14 +163,17 @@ async def test_a_lease_that_ran_out_while_redis_was_away_is_good_until_its_holde
 ):
     """It is the silence of all that tells: where others have renewed theirs, the holder is gone."""
     hosts = RedisHosts(redis_server, renew_s=600)
-    async with hosts.one() as (_, copy), hosts.open("inst_2") as other, hosts.redis() as redis:
+    async with hosts.one() as (_, copy), hosts.open("inst_2") as other, hosts.redis() as connected:
         copy.say("one")
         await copy.held.settled()
-        await times(redis, hosts.keys, pulse_s=pulse_s, lease_s=-1)
+        await times(connected, hosts.keys, pulse_s=pulse_s, lease_s=-1)
         if is_held:
             with pytest.raises(HeldElsewhere):
                 await other.take_up("ses_1")
-            assert float(await redis.call("HGET", hosts.keys.meta, "grace_until")) > time.time() * 1000 + 5000
+            assert (
+                float(await connected.call("HGET", hosts.keys.meta, "grace_until"))
+                > time.time() * 1000 + 5000
+            )
             await hosts.revoke("inst_1")  # a manager's word counts at once
         taken = await hosts.take_up(other)
         copy.say("stale")
@@ -169,11 +183,11 @@ async def test_a_lease_that_ran_out_while_redis_was_away_is_good_until_its_holde
 
 async def test_an_agent_that_holds_up_the_event_loop_keeps_its_lease(redis_server):
     hosts = RedisHosts(redis_server, renew_s=0.05)
-    async with hosts.open("inst_1") as journal, hosts.redis() as redis:
+    async with hosts.open("inst_1") as journal, hosts.redis() as connected:
         holder = journal._store.holder
 
         async def until_ms():
-            return float(await redis.call("ZSCORE", hosts.keys.leases, holder))
+            return float(await connected.call("ZSCORE", hosts.keys.leases, holder))
 
         before = await until_ms()
         time.sleep(0.5)  # noqa: ASYNC251 - as an author's code does
@@ -197,12 +211,12 @@ async def test_one_that_erases_what_it_likes_gets_no_sessions():
         async with hosts.one() as (journal, copy):
             await degraded(journal, copy)
             assert "CONFIG SET maxmemory-policy noeviction" in journal.degraded
-            async with hosts.redis() as redis:
-                assert len(remarks := await look_at(redis)) == 2
+            async with hosts.redis() as connected:
+                assert len(remarks := await look_at(connected)) == 2
                 assert any("appendonly" in it for it in remarks)
                 hosts.server("CONFIG", "SET", "maxmemory-policy", "noeviction")
                 hosts.server("CONFIG", "SET", "appendonly", "yes")
-                assert await look_at(redis) == []
+                assert await look_at(connected) == []
             await well_again(journal, copy)
 
 
@@ -232,11 +246,11 @@ async def test_what_another_program_or_a_newer_one_has_there_is_left_alone(redis
     async with redis_hosts.one() as (journal, copy):
         await degraded(journal, copy)
         assert said in journal.degraded
-        async with redis_hosts.redis() as redis:
-            assert await redis.call("KEYS", redis_hosts.keys.base.replace("{", "\\{") + "*") == [
+        async with redis_hosts.redis() as connected:
+            assert await connected.call("KEYS", redis_hosts.keys.base.replace("{", "\\{") + "*") == [
                 redis_hosts.keys.meta.encode()
             ]
-            await redis.call("DEL", redis_hosts.keys.meta)
+            await connected.call("DEL", redis_hosts.keys.meta)
         await well_again(journal, copy)
 
 

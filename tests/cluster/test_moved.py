@@ -35,7 +35,16 @@ def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own
         (own,) = cluster.pids("own").values()
 
         there = {"AGENTMGR_DB": str(shell.directory / "moved.db")}
-        shell.ok("restore", "copy.db", **there)
+        keys = shell.directory / "copy.db.d"
+        keys.rename(aside := shell.directory / "aside")
+        without = shell("restore", "copy.db", **there)
+        assert (
+            f"(b, c) cannot link with it: the keys of its cluster are missing; bring {keys}" in without.stderr
+        )
+        aside.rename(keys)
+        assert "its nodes (b, c) leave the manager of before for this one" in shell.ok(
+            "restore", "copy.db", **there
+        )
         with (
             connect(f"ws://127.0.0.2:{cluster.proxy_port}/services/svc") as client,
             open(shell.directory / "moved.log", "w") as log,

@@ -66,14 +66,31 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
             claim(other, cli.paths.logs)
         async with open_store(cli.paths.database, read_only=True) as store:
             policy = await store.token_policy()
+            nodes = [node.name for node in (await store.load()).nodes if node.node_id]
     say(f"restored {cli.paths.database} from {file}")
     if kept is not None:
         say(f"what was there before is now {kept}")
     say(f"tokens: {policy}")
     if kept_ca is not None:
         say(f"the keys of the cluster of before are kept in {kept_ca}: its nodes have to join again")
+    if nodes:
+        _say_nodes(cli, copied, nodes)
     if kept_journals is not None:
         say(f"the sessions of before are kept in {kept_journals}, until you remove it or restore again")
+
+
+def _say_nodes(cli: Cli, copied: RuntimePaths, names: Sequence[str]) -> None:
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
+    if not (cli.paths.cluster / "ca.pem").exists():
+        note(
+            f"its nodes ({listed}) cannot link with it: the keys of its cluster are missing; bring "
+            f"{copied.cluster} along too, and restore again"
+        )
+    else:
+        say(
+            f"its nodes ({listed}) leave the manager of before for this one; where this is another machine, "
+            "type on each `agentmgr node --join THIS_MACHINE:PORT --directory DIR`, unless Ray keeps it"
+        )
 
 
 def _check_owners(file: str, others: Sequence[Stranger], take_over: bool) -> None:

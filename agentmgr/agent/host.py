@@ -17,7 +17,7 @@ from attrs import field, frozen
 from .. import telemetry
 from ..boundary import Failure, attempt, contain, name_of
 from ..core.hosts import authority, is_loopback
-from ..errors import AgentManagerError, PortNotAvailable
+from ..errors import AgentManagerError, InvalidRequest, PortNotAvailable
 from ..models.host_config import Runtime
 from ..process.listening import log_shortages_rarely
 from ..visible import visible
@@ -91,6 +91,7 @@ async def run(
     with trio.open_signal_receiver(*stop_signals) as signals:
         async with trio.open_nursery() as nursery:
             try:
+                _check_journal(options.journal)
                 agent = await make_agent(file, options.runtime, nursery)
                 listener = await open_listener(options)
             except AgentManagerError as error:  # raised below: here it would become a group
@@ -130,6 +131,18 @@ async def _serve(
             telemetry=traces,
         )
         await _serve_sessions(agent, sessions, listener, options, signals, task_status)
+
+
+def _check_journal(where: str | None) -> None:
+    """Raises `AgentManagerError` where it cannot be used from here."""
+    if where is None or "://" not in where:
+        return
+    from ..journal.redis_connection import RedisAddress
+
+    url, _, service = where.partition("#")
+    RedisAddress.parse(url)
+    if not service:
+        raise InvalidRequest("a journal in Redis needs a service's name behind its URL: redis://HOST/0#NAME")
 
 
 def _journal(where: str, options: HostOptions) -> AbstractAsyncContextManager[SessionJournal]:

@@ -1,12 +1,13 @@
 """What a service says of its agent's host reaches it: each field of `HostConfig`, and old flags."""
 
+import os
 from enum import StrEnum
 from typing import Any, get_type_hints
 
 import pytest
 from attrs import asdict, fields
 
-from agentmgr.agent.__main__ import _options
+from agentmgr.agent.__main__ import _options, main
 from agentmgr.agent.host import HostOptions
 from agentmgr.errors import InvalidRequest
 from agentmgr.models import HostConfig, OnDisconnect, Runtime, ServiceConfig, WhenBusy
@@ -80,3 +81,17 @@ def test_what_no_host_has_is_named(text):
 
 def test_a_limit_of_0_conversations_is_none():
     assert not of_host(ServiceConfig("a.py", max_sessions=3, max_conversations=0)).max_conversations
+
+
+@pytest.mark.parametrize(
+    ("journal", "why"),
+    [("redis://h", "a service's name behind its URL"), ("redis://h/0?x=1#svc", "no option 'x'")],
+)
+def test_a_journal_that_cannot_be_used_is_said_in_a_line(journal, why, tmp_path, monkeypatch, capsys):
+    (tmp_path / "agent.py").write_text("def create_agent(): return print")
+    monkeypatch.setenv("AGENTMGR_SESSIONS_URL", journal)
+    assert main([str(tmp_path / "agent.py")]) == os.EX_CONFIG
+    said = capsys.readouterr().err
+    assert why in said
+    assert said.count("\n") == 1
+    assert "AGENTMGR_SESSIONS_URL" not in os.environ, "what the agent starts does not get it"

@@ -72,3 +72,6 @@ def test_durable_sessions_on_several_nodes_are_remarked_on() -> None:
         == ()
     )
     assert cluster_fields.scattered(ServiceSpec("a", ServiceConfig(command=("x",))), instances) == ()
+    assert cluster_fields.scattered(ServiceSpec("a", agent), instances, "redis://h") == ()
+    in_redis = ServiceConfig("agent.py", sessions="redis://h")
+    assert cluster_fields.scattered(ServiceSpec("a", in_redis), instances) == ()

@@ -71,6 +71,22 @@ async def test_when_its_instance_is_gone_another_one_of_its_node_takes_it_up_and
     assert chosen(lost, AT_HEAD, coming) == RefusalCode.NO_SERVICE_AVAILABLE  # its clients wait
 
 
+async def test_a_session_in_a_network_journal_goes_on_anywhere() -> None:
+    b, c = (evolve(backend, journaled=False) for backend in (AT_B, AT_C))
+    its_id = f"{OURS}.ins_2"  # it names no node, wherever it was made
+    assert chosen(its_id, c, b) == "nod_b", "the instance that made it"
+    assert chosen(its_id, c) == chosen(its_id, c, lost="nod_b") == "nod_c"
+    lobby = Lobby(
+        Router(RoutingTable((c,), gates=GATES, nodes=NODES - {"nod_b"})), GatewayLimits(), OutlierPolicy()
+    )
+    assert lobby.can_go_on(b)
+    assert not lobby.can_go_on(AT_B)
+    ids = SessionIds("ins_2", None)
+    assert named_node(ids.new()) == ""
+    found = ids.missing(f"{OURS}.nod_c.ins_3", Client(), durable=True)
+    assert found.details == {"reason": LossReason.UNKNOWN}, "it is not lost with a machine"
+
+
 async def test_when_its_node_is_lost_or_forgotten_any_host_says_so_and_not_before() -> None:
     its_id = f"{OURS}.nod_b.ins_gone"
     moved = evolve(AT_C, instance_id=AT_B.instance_id)  # the same instance, started again elsewhere

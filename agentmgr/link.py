@@ -15,6 +15,9 @@ Received = TypeVar("Received")
 
 HEARTBEAT_S = 1.0  #: of a link between machines: the longest that either side sends nothing
 SILENCE_S = 3.0  #: of a link between machines: a peer that sends nothing for so long counts as gone
+_LATE_S = (
+    0.5  #: for a process to notice that time is up; one that was later has no right to call others silent
+)
 STALL_S = 10.0  #: a peer that takes in nothing for so long is stalled
 LONGEST_LINE_BYTES = 2**26  #: far more than a table of 10,000 instances (2.6 MB)
 _CHUNK_BYTES = 2**18
@@ -92,8 +95,10 @@ class Link(Generic[Sent, Received]):
                 if line := self._received.pop():
                     return self._decode(line)
             data = b""
-            with trio.move_on_after(self._silence_s):
+            with trio.move_on_after(self._silence_s) as patience:
                 data = bytes(await self._stream.receive_some(_CHUNK_BYTES))
+            if patience.cancelled_caught and trio.current_time() > patience.deadline + _LATE_S:
+                continue  # this process has not listened: it was busy, or suspended
             if not data:
                 return None
             *lines, rest = data.split(b"\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from agentmgr import link
@@ -51,6 +52,30 @@ async def test_messages_arrive_in_order_however_the_stream_cuts_them(nursery: tr
         await right.receive()
     await one.aclose()
     assert await right.receive() is None
+
+
+async def test_a_process_that_was_suspended_listens_again_before_it_calls_the_peer_silent(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    one, other = memory_stream_pair()
+    hears, heard = of(other, silence_s=SILENCE_S), []
+
+    async def listen() -> None:
+        heard.append(await hears.receive())
+
+    nursery.start_soon(listen)
+    await trio.testing.wait_all_tasks_blocked()
+    mock_clock.jump(10 * SILENCE_S)  # all at once, as for a machine that was paused
+    await trio.testing.wait_all_tasks_blocked()
+    assert heard == [], "it listens"
+    await one.send_all(b"1\n")
+    await trio.testing.wait_all_tasks_blocked()
+    assert heard == [1]
+    nursery.start_soon(listen)
+    await trio.testing.wait_all_tasks_blocked()
+    mock_clock.jump(SILENCE_S + 0.1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert heard == [1, None], "in time, and nothing has come"
 
 
 async def test_heartbeats_keep_an_idle_link_and_silence_ends_it(

@@ -10,6 +10,7 @@ Orders come on stdin, as JSON lines `[NAME, ARGUMENTS]`, and each is answered by
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -521,4 +522,5 @@ async def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # thousands of instances in one process: a real node has its own
     trio.run(main, Path(sys.argv[1]))

@@ -31,6 +31,9 @@ ENGINE_SETTLE_S = 10.0
 """The same where an engine has first to be asked, and then to start daemons: 4 s were measured with Ray."""
 
 
+_LOOKS = 50  #: for a node, before other tasks have their turn: 10 ms among 100 nodes
+
+
 class Members(Protocol):
     """The nodes that the manager knows (`cluster.nodes`)."""
 
@@ -77,7 +80,7 @@ class ClusterSlot:
         if claims is not None and asked(config):
             node_id = await claims.obtain(self._instance_id, self._wish(), config, waits)
         else:
-            while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
+            while isinstance(found := await self._look(), Nowhere):
                 placed.remove(self._instance_id)
                 waits(found.reason)
                 await nodes.news.park()
@@ -94,6 +97,15 @@ class ClusterSlot:
             await trio.lowlevel.checkpoint()
             return self._slot.handle.starts
         return await self._slot.place(waits)
+
+    async def _look(self) -> str | Nowhere:
+        """For a node. Each waits its turn: a change of one node may wake 10,000 that look, and the links of
+        all others must not fall silent meanwhile.
+        """
+        launcher = self._launcher
+        async with launcher.looks:
+            await trio.lowlevel.checkpoint()
+            return place(self._wish(), launcher.nodes.candidates(), launcher.placed)
 
     def _wish(self) -> Wish:
         spec, config, placed = self._spec, self._spec.config, self._launcher.placed
@@ -180,6 +192,7 @@ class ClusterLauncher:
         self.nodes, self.claims, self.is_closed = nodes, claims, is_closed
         self.placed = Placed() if claims is None else claims.placed
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
+        self.looks = trio.CapacityLimiter(_LOOKS)
         self._local = local
         self._settled = trio.Event()
         self._shipping = shipping or NothingShipped()

@@ -317,6 +317,8 @@ class RayEngine:
     def _connected(self, report: Connected) -> None:
         self._link = self._new_link
         self._why_not = ""
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            log.warning("Ray asks for no token: whoever reaches its ports runs code on every machine")
         self._coming = set(report.alive) - self._machines.keys() - self._unfit.keys()
         count = len(report.alive)
         log.info("connected with Ray %s: %d machine%s", report.ray, count, "" if count == 1 else "s")

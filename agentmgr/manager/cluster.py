@@ -45,7 +45,7 @@ from ..supervisor.environment import OF_RAY
 from ..supervisor.local import LocalLauncher
 from ..version import __version__
 from ..worker.dial import WORKER_PROTOCOL
-from .cluster_ray import listen_host, own_host, ray_engine
+from .cluster_ray import exposure, listen_host, own_host, ray_engine
 from .doctor import Finding
 from .listeners import ManagerListeners
 from .node_doctor import examine_nodes
@@ -351,6 +351,8 @@ class JoinedCluster:
             advice = "`agentmgr daemon --cluster joined --cluster-host ADDRESS`"
             seen = f"other machines cannot join: its listener is at {host}, port {self.port}"
             findings.append(Finding("cluster", "warning", seen, advice))
+        if self.claims is not None and (exposed := exposure(self._settings)) is not None:
+            findings.append(exposed)
         return findings
 
     # What happens to nodes (`NodesObserver`, and `Joining`)

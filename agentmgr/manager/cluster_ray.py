@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from ..core.hosts import is_loopback
 from ..generation import Generation
 from ..settings import ClusterMode, Settings
+from .doctor import Finding
 
 if TYPE_CHECKING:
     from ..cluster.ray_engine import RayEngine
@@ -43,6 +46,20 @@ def ray_engine(manager: Manager, settings: Settings) -> RayEngine:
         obeys=manager.node_obeys,
         address=settings.ray_address,
         python=settings.cluster_python,
+    )
+
+
+def exposure(settings: Settings) -> Finding | None:
+    """Whether strangers in the network can use Ray, as far as this manager's environment says."""
+    host = settings.ray_address.rpartition(":")[0]
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" or (host and is_loopback(host)):
+        return None
+    return Finding(
+        "ray",
+        "warning",
+        "it asks for no token: whoever reaches its ports runs code on every machine",
+        "RAY_AUTH_MODE=token for each `ray start` and for this manager, and one token in ~/.ray/auth_token "
+        "on every machine (`ray get-auth-token --generate`); RAY_USE_TLS=1 where the network is not private",
     )
 
 

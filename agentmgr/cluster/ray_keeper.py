@@ -101,7 +101,11 @@ def _ensured(told: dict[str, Any]) -> dict[str, Any]:
     if pid is None:
         if not told.get("secret"):
             return {"wants_secret": True}
-        _start(told, directory, installed)
+        try:
+            _start(told, directory, installed)
+        except _Unfit as problem:
+            other = _other_version(told, installed)
+            raise _Unfit(f"{problem}; it {other[0]}" if other else str(problem)) from None
     return {"node_id": _node_id(directory), "remarks": _remarks(told, directory, installed)}
 
 
@@ -251,13 +255,17 @@ def _last_words(log: Path) -> str:
     return f"it has said nothing in {log}"
 
 
+def _other_version(told: dict[str, Any], installed: str) -> list[str]:
+    if installed == told["version"]:
+        return []
+    return [
+        f"has agentmgr {installed}, and the manager {told['version']}: "
+        f"`{sys.executable} -m pip install 'agentmgr-trio[ray]=={told['version']}'` there"
+    ]
+
+
 def _remarks(told: dict[str, Any], directory: Path, installed: str) -> list[str]:
-    remarks = []
-    if installed != told["version"]:
-        remarks.append(
-            f"has agentmgr {installed}, and the manager {told['version']}: "
-            f"`{sys.executable} -m pip install 'agentmgr-trio[ray]=={told['version']}'` there"
-        )
+    remarks = _other_version(told, installed)
     pid = running(directory)
     nice = _usual_nice() if pid is None else _nice(pid)
     if nice > _usual_nice():

@@ -146,6 +146,8 @@ def test_a_daemon_that_ends_at_once_is_quoted(tmp_path: Path, monkeypatch: pytes
     [said] = ray_keeper.ensure({**words, "secret": "nonsense"}).values()
     assert said.startswith("its daemon has ended: ")
     assert "this is no secret of `agentmgr nodes invite`" in said
+    [said] = ray_keeper.ensure({**words, "secret": "nonsense", "version": "9.9"}).values()
+    assert f"it has agentmgr {__version__}, and the manager 9.9" in said  # which may be the reason
 
 
 def test_a_daemon_runs_while_it_holds_its_lock(tmp_path: Path) -> None:

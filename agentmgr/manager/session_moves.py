@@ -83,6 +83,7 @@ class SessionMover:
             (it.service_id, it.node_id) for it in self._all_places() if it.move is not None
         }  # pairs that may have sessions
         self._under_way: dict[Pair, trio.Event] = {}  # set: it is not to linger
+        self._hurried = set[Pair]()  # nor are these
         self._closed = set[Pair]()  # where nothing of the service may be started, besides those written down
         self._forced = set[Pair]()  # that are to move also where the service runs nowhere
         self._troubles: dict[Pair, str] = {}
@@ -208,7 +209,7 @@ class SessionMover:
     async def _move(self, pair: Pair) -> None:
         service_id, node_id = pair
         try:
-            if self._place(*pair).move is None:
+            if self._place(*pair).move is None and pair not in self._hurried:
                 with trio.move_on_after(LINGER_S):
                     await self._under_way[pair].wait()
             while pair in self._wanted():
@@ -232,6 +233,7 @@ class SessionMover:
         finally:
             del self._under_way[pair]
             self._troubles.pop(pair, None)
+            self._hurried.discard(pair)
             self._closed.discard(pair)
             self._changed()
             self._nodes.news.unpark_all()  # what waits for the node may be placed there
@@ -422,5 +424,6 @@ class SessionMover:
         return service_id if spec is None else spec.name
 
     def _hurry(self, pair: Pair) -> None:
+        self._hurried.add(pair)
         if (event := self._under_way.get(pair)) is not None:
             event.set()

@@ -6,6 +6,7 @@ They need Ray itself, which is no part of the development extras: `.ci/ray` inst
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -59,10 +60,40 @@ class Ray:
         for number in range(workers):
             self.start_worker(number)
 
-    def start_head(self) -> None:
+    def start_head(self, *more: str) -> None:
         port = self.address.rpartition(":")[2]
         words = ["--head", "--port", port, "--node-ip-address", HEAD, "--include-dashboard=false"]
-        self._start("head", *words, "--temp-dir", str(self._sessions))
+        self._start("head", *words, "--temp-dir", str(self._sessions), *more)
+
+    def start_autoscaling(self, *, worker: dict[str, float], idle_s: float) -> None:
+        """A head whose autoscaler adds a machine with these resources, one at most, by Ray's provider for
+        tests, and removes it after so many seconds of idleness. It is at this machine's own address.
+        """
+        of_head = {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0}
+        of_worker = {"resources": dict(worker), "node_config": {}, "min_workers": 0, "max_workers": 1}
+        config = {
+            "cluster_name": "tests",
+            "max_workers": 1,
+            "idle_timeout_minutes": idle_s / 60,
+            "upscaling_speed": 1.0,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "available_node_types": {"ray.head.default": of_head, "ray.worker.test": of_worker},
+            "head_node_type": "ray.head.default",
+            **{key: {} for key in ("auth", "docker", "file_mounts", "head_node", "worker_nodes")},
+            **{key: [] for key in ("initialization_commands", "setup_commands", "cluster_synced_files")},
+            **{key: [] for key in ("head_setup_commands", "worker_setup_commands")},
+            **{key: [] for key in ("head_start_ray_commands", "worker_start_ray_commands")},
+        }
+        file = self.directory / "autoscaler.json"
+        file.write_text(json.dumps(config))
+        self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        self.start_head("--autoscaling-config", str(file))
 
     def start_worker(self, number: int, *words: str) -> None:
         """At 127.0.0.3 and up, with the label `zone`: z0, z1, …"""
@@ -144,13 +175,14 @@ ARay = Callable[..., AbstractContextManager[Ray]]
 
 @pytest.fixture
 def a_ray(tmp_path: Path) -> ARay:
-    """`with a_ray(workers=2) as ray:`"""
+    """`with a_ray(workers=2) as ray:`; None: nothing of it is started yet."""
 
     @contextmanager
-    def make(workers: int = 2) -> Iterator[Ray]:
+    def make(workers: int | None = 2) -> Iterator[Ray]:
         ray = Ray(tmp_path)
         try:
-            ray.start(workers)
+            if workers is not None:
+                ray.start(workers)
             yield ray
         finally:
             ray.end()

@@ -8,9 +8,10 @@ import trio
 
 from agentmgr.errors import InvalidRequest
 from agentmgr.journal import redis, redis_connection, redis_keys
-from agentmgr.journal.journal import Accepted, Asked, HeldElsewhere, Question, TurnRecord, Unreachable
-from agentmgr.journal.redis_connection import RedisAddress
+from agentmgr.journal.journal import Accepted, Asked, HeldElsewhere, Question, TurnRecord, Unreachable, Used
+from agentmgr.journal.redis_connection import Redis, RedisAddress, RedisTrouble
 from agentmgr.journal.redis_look import look_at
+from agentmgr.journal.redis_scripts import CLAIM, COMMIT
 from tests.journal.conftest import RedisHosts
 from tests.journal.test_faults import TURN, degraded, until, well_again
 from tests.journal.test_links import Link, write
@@ -49,13 +50,18 @@ async def test_killed_and_started_again_it_holds_up_a_turn_and_loses_nothing():
             assert [it.seq for it in await copy.held.frames(1, 9, max_bytes=1000)] == [1, 2, 3]
 
 
-async def test_what_it_lost_at_its_restart_is_written_again_before_anything_else(caplog):
-    """It keeps nothing on disk here. No event goes to a client meanwhile, and nobody takes a session over."""
+@pytest.mark.parametrize("has_snapshot", [False, True])
+async def test_what_it_lost_at_its_restart_is_written_again_before_anything_else(has_snapshot, caplog):
+    """It has nothing on disk, or an older state. No event goes to a client meanwhile, and no host takes over
+    a session.
+    """
     with own_hosts(patience_s=30) as hosts:
         async with hosts.one() as (journal, copy), hosts.open("inst_2") as other:
             second, link_copy = await hosts.create(other, "ses_2", owner="ann", name="plans"), Link()
             link = journal.keep_link("con_1", link_copy)
             await write(link, link_copy, "before")
+            if has_snapshot:
+                hosts.server("SAVE")
             copy.held.write(Accepted(TURN), Asked(Question("ask_1", "{}", 3.0)))
             copy.turns[1], copy.questions["ask_1"] = TURN, Question("ask_1", "{}", 3.0)
             for one in (copy, second):
@@ -95,6 +101,37 @@ async def test_emptied_under_its_hosts_it_is_filled_again(redis_hosts):
         await copy.held.settled()
         assert journal.degraded is None
         assert [it.seq for it in await copy.held.frames(1, 9, max_bytes=1000)] == [1, 2]
+
+
+async def test_what_was_done_before_its_answer_was_lost_is_not_done_twice(redis_server, monkeypatch, caplog):
+    ask, lost = Redis.run, []
+
+    async def lose_the_first(self, script, keys, *args):
+        answer = await ask(self, script, keys, *args)
+        if script in (COMMIT, CLAIM) and script not in lost:
+            lost.append(script)
+            raise RedisTrouble("it cannot be reached: as if it had ended just then", passes=True)
+        return answer
+
+    hosts = RedisHosts(redis_server, patience_s=30)
+    async with hosts.one() as (_, copy):
+        copy.say("zero")
+        await copy.held.settled()
+        monkeypatch.setattr(Redis, "run", lose_the_first)
+        copy.say("one")
+        copy.held.write(Used(1, 2))
+        await copy.held.settled()
+        await copy.held.release()
+    async with hosts.open("inst_2") as journal:
+        taken = await hosts.take_up(journal)
+        taken.say("two")
+        await taken.held.settled()
+        record, frames = taken.record, await taken.held.frames(1, 9, max_bytes=100)
+        assert (record.input_tokens, record.output_tokens) == (1, 2)
+        assert [frame.line for frame in frames] == [b"zero", b"one", b"two"]
+        assert not taken.is_lost
+    assert lost == [COMMIT, CLAIM]
+    assert "written anew" not in caplog.text
 
 
 async def test_away_for_longer_than_is_waited(caplog):

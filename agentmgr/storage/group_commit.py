@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 import trio
-from attrs import define
+from attrs import Factory, define
 
 Job = Callable[[sqlite3.Connection], None]
 
@@ -26,6 +26,8 @@ class Write(Protocol):
 @define(eq=False)
 class _Waiting:
     job: Job
+    called: trio.Event = Factory(trio.Event)  #: its group was written or not, or it is to write the next one
+    in_group: bool = False
     is_done: bool = False
 
 
@@ -39,25 +41,44 @@ class GroupCommit:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._waiting: list[_Waiting] = []  # the first one first
-        self._turn = trio.Lock()
+        self._under_way = False
 
     async def do(self, job: Job) -> None:
         """Returns when it is durable. Raises what the job raises, or `write`."""
         mine = _Waiting(job)
         self._waiting.append(mine)
-        try:
-            async with self._turn:
-                if mine in self._waiting:
-                    group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-                    if group == [mine]:
-                        await self._write(partial(_alone, job))
-                        return
-                    await self._do_together(group)
-        finally:
-            if mine in self._waiting:  # it was cancelled before its turn
-                self._waiting.remove(mine)
+        if self._under_way:
+            try:
+                await mine.called.wait()
+            except trio.Cancelled:
+                if not mine.in_group:
+                    self._waiting.remove(mine)
+                raise
+        if not mine.in_group:
+            await self._write_group()
         if not mine.is_done:
             await self._write(partial(_alone, job))
+
+    async def _write_group(self) -> None:
+        """That of the first one that waits, by that one."""
+        self._under_way = True
+        group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        for each in group:
+            each.in_group = True
+        try:
+            if len(group) > 1:
+                await self._do_together(group)
+            else:
+                await self._write(partial(_alone, group[0].job))
+                group[0].is_done = True
+        finally:
+            # All at once: if each called the next, the last would wait for as many turns of a busy loop.
+            for each in group:
+                each.called.set()
+            if self._waiting:
+                self._waiting[0].called.set()
+            else:
+                self._under_way = False
 
     async def _do_together(self, group: list[_Waiting]) -> None:
         try:

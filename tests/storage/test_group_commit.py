@@ -32,6 +32,35 @@ async def test_many_at_once_share_transactions(tmp_path, make):
         assert left == {f"ins_{number}" for number in range(60, 100)}
 
 
+async def test_all_of_a_transaction_go_on_at_once_also_where_the_loop_is_busy(tmp_path, make):
+    returned, at_once = 0, []
+
+    async with open_store(tmp_path / "a.db") as store:
+        service = make.service()
+        await store.add_service(service)
+
+        async def put(number: int) -> None:
+            nonlocal returned
+            await store.put_instance(make.instance(service.service_id, f"ins_{number}"))
+            returned += 1
+
+        async def count() -> None:
+            """How many went on in each turn of the loop."""
+            nonlocal returned
+            while True:
+                await trio.lowlevel.checkpoint()
+                at_once.append(returned)
+                returned = 0
+
+        async with trio.open_nursery() as counting:
+            counting.start_soon(count)
+            async with trio.open_nursery() as nursery:
+                for number in range(100):
+                    nursery.start_soon(put, number)
+            counting.cancel_scope.cancel()
+        assert max(at_once) > 50
+
+
 async def test_one_that_is_refused_is_refused_alone(tmp_path, make):
     refused = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .redis_connection import Script
 from .redis_scripts import ALWAYS, COMMON, OF_SESSION
 
-LOOKED_AT = 2000  #: sessions, in one script: it takes 5 ms
+LOOKED_AT = 500  #: sessions, in one script: hosts wait for it; all that is said of them took 15 ms
 ERASED_AT_ONCE = 50
 
 _OF_SESSIONS = """
@@ -39,6 +39,11 @@ PAGE = Script(
 local owner, at, tie, limit, state, text = arg(), arg(), arg(), number(), arg(), string.lower(arg())
 local set = base .. 'by_use'
 if owner ~= '' then set = set .. ':' .. owner end
+local function has_text(id)
+    if text == '' or string.find(id, text, 1, true) then return true end
+    local name = redis.call('HGET', base .. 'session:' .. id, 'name')
+    return name and string.find(string.lower(name), text, 1, true)
+end
 local found, seen, offset = {{}}, 0, 0
 while seen < {LOOKED_AT} do
     local some = redis.call('ZRANGE', set, at, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, 200, 'WITHSCORES')
@@ -47,9 +52,8 @@ while seen < {LOOKED_AT} do
         if tonumber(used_at) < tonumber(at) or id < tie then
             at, tie, offset = used_at, id, 0
             seen = seen + 1
-            local one = described(id, used_at)
-            if one and (state == '' or one[3] == state) and (text == '' or string.find(id, text, 1, true)
-                or (one[5] and string.find(string.lower(one[5]), text, 1, true))) then
+            local one = has_text(id) and described(id, used_at)
+            if one and (state == '' or one[3] == state) then
                 found[#found + 1] = one
                 if #found == limit then return {{found, at, tie}} end
             end

@@ -14,6 +14,7 @@ has to check it again. Parts, in reading order:
 - `sessions`: conversations as their journals have them, and open questions
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `instance_range`: how many instances are to run, a number or a range (`InstanceRange`)
+- `network_journal`: the addresses of journals that are in a Redis, and what may be shown of them
 - `nodes`: machines of a cluster: their labels, selectors of labels, `NodeState`
 - `members`: nodes as the database has them and as they are shown (`Node`), and secrets to join
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)

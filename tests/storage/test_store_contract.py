@@ -15,6 +15,7 @@ from datetime import timedelta
 import pytest
 from attrs import evolve
 
+from agentmgr.core.moves import JournalMove, JournalPlace, MoveStep, Span
 from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, TokenNotFound, VersionMismatch
 from agentmgr.models import (
     ConnectionPeak,
@@ -355,3 +356,18 @@ async def test_nodes_and_secrets_to_join_are_kept(opened):
             await store.delete_join_secret(secret.digest)
         assert (await store.load()).nodes == (b,)
         assert await store.join_secrets() == ()
+
+
+async def test_places_of_journals_are_kept_and_go_with_their_service(opened, make):
+    async with opened() as store:
+        service = make.service("svc")
+        b = JournalPlace(service.service_id, "nod_b", 2, (Span(1, ""), Span(2, "nod_c")))
+        here = JournalPlace(service.service_id, "", move=JournalMove("mov_1", "nod_c", MoveStep.ARRIVING))
+        await store.put_journal_places([b])  # of a service that is not there
+        assert (await store.load()).journal_places == ()
+        await store.add_service(service)
+        await store.put_journal_places([evolve(b, generation=1, spans=()), here])
+        await store.put_journal_places([b])
+        assert set((await store.load()).journal_places) == {b, here}
+        await store.delete_service(service.service_id)
+        assert (await store.load()).journal_places == ()

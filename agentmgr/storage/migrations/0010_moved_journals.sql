@@ -5,3 +5,4 @@ CREATE TABLE journal_places (
   service_id TEXT NOT NULL REFERENCES services ON DELETE CASCADE,
   document   TEXT NOT NULL CHECK (json_valid(document))
 ) STRICT;
+CREATE INDEX journal_places_by_service ON journal_places (service_id);

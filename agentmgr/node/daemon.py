@@ -324,8 +324,11 @@ async def unwelcome(directory: Path, config: NodeConfig) -> str | None:
     return None
 
 
-async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> NodeConfig:
-    """Joins, and keeps what this node is now. The directory is `held`.
+async def join_cluster(
+    directory: Path, config: NodeConfig, secret: Secret, at: ManagerAddress | None = None
+) -> NodeConfig:
+    """Joins, and keeps what this node is now. The directory is `held`. `at`: where the manager is, unless it
+    is where `config` has it.
 
     Waits some time for a manager that is not there yet. Raises `InvalidRequest`, `CannotReachManager`,
     `CannotUseCluster`.
@@ -347,14 +350,16 @@ async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> N
         config.resources,
     )
 
-    async def once() -> JoinAnswer:
-        ca = await learn_ca(config.manager, secret.fingerprint, source=source)
-        return await join(config.manager, credentials, ask, ca, source=source)
+    manager = at or config.manager
 
-    answer = await _patiently(config.manager, once)
+    async def once() -> JoinAnswer:
+        ca = await learn_ca(manager, secret.fingerprint, source=source)
+        return await join(manager, credentials, ask, ca, source=source)
+
+    answer = await _patiently(manager, once)
     joined = evolve(config, name=answer.name)
     joined.write(directory)
-    manager_file(directory).write(joined.manager)
+    manager_file(directory).write(manager)
     return joined
 
 

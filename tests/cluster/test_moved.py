@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from typing import Any
 
 from websockets.sync.client import connect
@@ -72,7 +71,6 @@ def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own
             assert cluster.states()["b"] == "linked"
 
             # One command for each node; its daemon, its gateway and its instances go on.
-            began = time.monotonic()
             told = shell.ok("node", "--join", f"{ELSEWHERE}:{port}", *in_b)
             assert f"links with the manager at {ELSEWHERE}:{port} now" in told
             shell.ok("node", "--join", f"{ELSEWHERE}:{port}", *in_c)
@@ -85,7 +83,6 @@ def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own
                 }.items()
 
             cluster.until(followed)
-            assert time.monotonic() - began < 10  # 5 s on a machine that is not busy
             found = json.loads(shell.ok("status", "svc", "--format", "json", **there))
             assert {it["slot"]: it["pid"] for it in found["instances"]} == pids
             assert said(client, "two").startswith("2 from")
@@ -100,6 +97,12 @@ def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own
             refused = shell.fails("daemon", "--cluster", "joined", "--cluster-host", "127.0.0.1")
             assert "this manager was replaced" in refused
 
+            # A file that is damaged moves nothing, and is mended by the same command.
+            file = cluster.directory("c") / "agent_node.d/manager.json"
+            file.write_text("{")
+            shell.ok("node", "--join", f"{ELSEWHERE}:{port}", *in_c)
+            assert ELSEWHERE in file.read_text()
+
             # A daemon that starts anew, with the address that it joined by, is where the manager is now.
             cluster.kill_node("b")
             cluster.start_node("b", "--join", f"127.0.0.1:{port}")
@@ -108,6 +111,5 @@ def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own
             cluster.until(followed)
             assert said(client, "three").startswith("3 from")
 
-        # Back again, once the other one is gone for good.
         manager.terminate()
         assert cluster.processes.pop("moved").wait(PATIENCE_S) == 0

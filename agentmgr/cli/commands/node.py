@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import asyncclick as click
 import trio
 from attrs import evolve
 
-from ...errors import AgentManagerError, InvalidRequest
+from ...errors import AgentManagerError, CannotUseCluster, InvalidRequest
 from ...logging_setup import configure_logging
 from ...process.descriptors import raise_limit
 from ...process.paths import absolute
@@ -22,6 +23,7 @@ from ..out import note, say
 from ..signals import Notifier, stop_signals
 
 if TYPE_CHECKING:
+    from ...dialing import ManagerAddress
     from ...node.daemon import NodeConfig
     from ...node.joining import Secret
 
@@ -142,22 +144,22 @@ async def command(
             config.refuse_copy(place)
         known, config = config, _described(_joined_by(config, join), name, address, labels, resources)
         config = _with_certificate(config, certfile, keyfile)
+        at = _manager_now(place, known, config)
         if (why := daemon.needs_secret(place)) is not None:
             secret = await _secret(secret_text, secret_file, why)
-            note(f"joining the cluster of {config.manager}")
-            config = await daemon.join_cluster(place, config, secret)
+            note(f"joining the cluster of {at}")
+            config = await daemon.join_cluster(place, config, secret, at)
         else:
             config.write(place)
-            _keep_manager(place, known, config)
+            manager_file(place).write(at)
             if secret_file is not None or secret_text is not None:
-                config = await _joined_anew(place, config, secret_text, secret_file)
+                config = await _joined_anew(place, config, at, secret_text, secret_file)
         notifier = Notifier()
         async with stop_signals() as signals:
             node = daemon.NodeDaemon(
                 place, config, fork_server=settings.fork_server, preload_max=settings.preload_max
             )
             async with daemon.running(node), trio.open_nursery() as nursery:
-                at = manager_file(place).read()
                 say(f"node {config.name} of the manager at {at}, pid {os.getpid()}", flush=True)
                 notifier.send("READY=1")
                 nursery.start_soon(notifier.keep_alive)
@@ -212,8 +214,11 @@ async def _moved(place: Path, join: str, described: bool) -> bool:
 
     manager = ManagerAddress.parse(join)
     pid, config = daemon.runs_in(place), daemon.NodeConfig.read(place)
-    if pid is None or config is None or manager == manager_file(place).read():
+    if pid is None or config is None:
         return False
+    with suppress(CannotUseCluster):  # damaged: it is to be written anew
+        if manager == manager_file(place).read():
+            return False
     if described:
         raise InvalidRequest(
             f"the daemon of node {config.name} runs in {place}, pid {pid}: beside it --join can be given "
@@ -224,29 +229,35 @@ async def _moved(place: Path, join: str, described: bool) -> bool:
     return True
 
 
-def _keep_manager(place: Path, known: NodeConfig | None, config: NodeConfig) -> None:
-    """A unit gives the same --join at each start, and its manager may have moved since."""
+def _manager_now(place: Path, known: NodeConfig | None, config: NodeConfig) -> ManagerAddress:
+    """Where it is: a unit gives the same --join at each start, and its manager may have moved since."""
     from ...node.following import manager_file
 
-    file = manager_file(place)
-    if known is None or known.manager != config.manager or not file.path.exists():
-        file.write(config.manager)
-    elif (now := file.read()) != config.manager:
+    if known is None or known.manager != config.manager:
+        return config.manager
+    try:
+        now = manager_file(place).read()
+    except CannotUseCluster:  # there is none yet, or it is damaged
+        return config.manager
+    if now != config.manager:
         note(
             f"the manager was at {config.manager} when this node joined, and has moved to {now}, where it is "
             "looked for (--join in another terminal, once this runs, tells it otherwise)"
         )
+    return now
 
 
-async def _joined_anew(place: Path, config: NodeConfig, text: str | None, file: str | None) -> NodeConfig:
+async def _joined_anew(
+    place: Path, config: NodeConfig, at: ManagerAddress, text: str | None, file: str | None
+) -> NodeConfig:
     """A unit gives an old secret at each start: it is used where the manager does not know the node."""
     from ...node import daemon
 
     if (why := await daemon.unwelcome(place, config)) is None:
         return config
-    note(f"{why}: joining the cluster of {config.manager} again")
+    note(f"{why}: joining the cluster of {at} again")
     try:
-        return await daemon.join_cluster(place, config, await _secret(text, file, why))
+        return await daemon.join_cluster(place, config, await _secret(text, file, why), at)
     except AgentManagerError as error:
         note(f"cannot join again: {error.message}")  # what runs here still needs a daemon
         return config

@@ -13,7 +13,7 @@ to `Nodes` of its node.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -46,6 +46,7 @@ class _Kept:
     gpus: tuple[str, ...] = ()  #: that it uses there
     obtaining: bool = False  #: its slot is asking
     pending: Demand | None = None  #: what it asks for, where that is not free
+    short: bool = False  #: its claim has GPUs that others still use
     lacks: str = ""  #: why it has no claim although it runs
 
     @property
@@ -103,7 +104,8 @@ class Claims:
         kept = self._kept.get(instance_id)
         if kept is None:
             kept = self._kept[instance_id] = self._new(instance_id, config)
-        kept.obtaining, kept.lacks = True, ""
+        # Its last process has ended, or is a stray of its node.
+        kept.obtaining, kept.lacks, kept.gpus = True, "", ()
         self._find_lacking()
         try:
             while (renewal := self._renewals.get(instance_id)) is not None:
@@ -121,7 +123,7 @@ class Claims:
                     await self._ask(instance_id, kept, where, wish, waits)
             return node_id
         finally:
-            kept.obtaining = False
+            kept.obtaining = kept.short = False
 
     def keep(self, instance_id: str, config: ServiceConfig, node_id: str, gpus: tuple[str, ...]) -> None:
         """It runs on that node since an earlier manager, with these GPUs."""
@@ -277,11 +279,12 @@ class Claims:
         elif not _takes(there, wish) or there.node_id in self._lacking:
             self._take_back(kept)
         elif (gpus := self._free_gpus(kept, claim, there.node_id)) is None:
+            kept.short = True
             waits(
                 f"waits for a GPU of node {there.name}: one is reserved, and another instance still uses it"
             )
         else:
-            kept.node_id, kept.gpus = there.node_id, gpus
+            kept.node_id, kept.gpus, kept.short = there.node_id, gpus, False
             return there.node_id
         return None
 
@@ -294,10 +297,19 @@ class Claims:
                 held.append(Shares(each.claim.gpu_ids, each.share))
             if each is not kept and each.node_id == node_id and each.gpus:
                 used.append(Shares(each.gpus, each.share))
-        handle = self._nodes.get(node_id)
-        if handle is not None and (strays := handle.gpus_of_strays()):
-            used.append(Shares(strays))
+        used += map(Shares, self._strays(kept, node_id))
         return hand_out(Shares(claim.gpu_ids, kept.share), held, used)
+
+    def _strays(self, kept: _Kept, node_id: str) -> Iterator[tuple[str, ...]]:
+        """The GPUs of processes that were replaced and have not ended there yet."""
+        if (handle := self._nodes.get(node_id)) is None:
+            return
+        for instance_id, gpus in handle.gpus_unattached().items():
+            known = self._kept.get(instance_id)
+            is_own = known is kept  # its last process ends before it is launched
+            is_launching = known is not None and (known.node_id, known.gpus) == (node_id, gpus)
+            if not (is_own or is_launching):
+                yield gpus
 
     def _where(self, demand: Demand, wish: Wish) -> _Where:
         """Labels that the engine does not know are looked at here."""
@@ -373,6 +385,8 @@ class Claims:
                 kept.pending = None
             nursery.cancel_scope.cancel()
         self.placed.remove(instance_id)
+        if any(each.short for each in self._kept.values()):
+            self._nodes.news.unpark_all()  # what was reserved now may be what another one uses
         if problem is not None:
             raise CannotLaunch(Cause.CANNOT_EXECUTE, problem.message)
 

@@ -252,14 +252,15 @@ class NodeHandle:
         """How many run there, as it has said."""
         return sum(state.end is None for state in self._states.values())
 
-    def gpus_of_strays(self) -> tuple[str, ...]:
-        """Those that children use which are not attached: they are being ended."""
-        strays = (
-            it
+    def gpus_unattached(self) -> dict[str, tuple[str, ...]]:
+        """Those that children use which are not attached, by instance id: strays, which are being ended, and
+        what was launched just now.
+        """
+        return {
+            it.instance_id: it.gpus
             for it in self._states.values()
-            if not (it.over or it.token in self._children or self._launching[it.instance_id])
-        )
-        return tuple(gpu for stray in strays for gpu in stray.gpus)
+            if it.gpus and not (it.over or it.token in self._children)
+        }
 
     def _end_if_stray(self, state: InstanceState) -> None:
         """Ends what this manager has replaced, or does not know: by id and token, never by id alone."""

@@ -292,6 +292,8 @@ class MemoryCluster:
         manager, self.manager = self.manager, None
         assert manager is not None
         manager.is_alive = False
+        if manager.claims is not None and isinstance(manager.claims.engine, MemoryEngine):
+            manager.claims.engine.cut()
         self.machines[OWN].processes.end_dying()
         for link in list(manager.links):
             link.cancel()
@@ -376,6 +378,8 @@ class MemoryCluster:
     async def _serve(self, manager: Manager, node_id: str, stream: trio.abc.Stream) -> None:
         with trio.CancelScope() as scope:
             manager.links.add(scope)
+            if not manager.is_alive:  # it was killed since it was dialled
+                scope.cancel()
             await manager.nodes.serve(node_id, stream)
         manager.links.discard(scope)
         await trio.aclose_forcefully(stream)

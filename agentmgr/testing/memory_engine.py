@@ -162,6 +162,7 @@ class MemoryEngine:
     def __init__(self, ray: MemoryRay, *, draw: random.Random | None = None) -> None:
         self._ray, self._draw = ray, draw or random.Random(0)
         self._connected = False
+        self._is_cut = False
         self._posted: list[str] = []  # claims to give back
         self._known: dict[str, Machine] = {}  # machines, as told, by engine id
         self._told: dict[str, Claim] = {}
@@ -176,8 +177,10 @@ class MemoryEngine:
                 await self._delay()  # a bridge starts
                 if not self._ray.runs:
                     continue
+                if self._is_cut:
+                    await trio.sleep_forever()
                 self._connect(observer)
-                while self._ray.runs and self._ray.starts == starts:
+                while self._ray.runs and self._ray.starts == starts and not self._is_cut:
                     self._look(observer)
                     await self._ray.news.park()
                 self._connected = False
@@ -190,7 +193,7 @@ class MemoryEngine:
         claim: Claim | None = None
         try:
             while claim is None:
-                if not self._connected:
+                if not (self._connected and self._ray.runs):
                     waits("waits for Ray: nothing of it runs")
                 elif (found := self._ray.grant(claim_id, demand, prefer)) is not None:
                     await self._delay()
@@ -211,6 +214,10 @@ class MemoryEngine:
             self._ray.drop(claim_id)
         else:
             self._posted.append(claim_id)
+
+    def cut(self) -> None:
+        """Its manager was killed: whatever that one's tasks do until they end, Ray hears none of it."""
+        self._is_cut, self._connected = True, False
 
     def hold(self, engine_ids: frozenset[str]) -> None:
         self._held = engine_ids

@@ -9,7 +9,9 @@ started anew, daemons and processes killed. What must hold:
 * with all machines linked, a second one is gone within seconds;
 * a process ends only for a reason;
 * when all is well again, each service is whole, nothing else runs, and no restart was counted that was not
-  the process's own fault.
+  the process's own fault;
+* in a cluster with an engine, which is stopped and loses machines too: no GPU is used by two, and when all is
+  well again each instance that asks for something has its claim, on its machine, and there are no others.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from agentmgr.core.amounts import asked
+from agentmgr.core.gpus import share_of
 from agentmgr.models import InstanceRecord, OnManagerDeath, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.models.nodes import OnNodeLoss
 from agentmgr.testing.memory_cluster import KILLED, OWN, MemoryCluster, Process, memory_cluster
+from agentmgr.testing.memory_engine import MemoryRay
 
 TOGETHER_S = 8.0
 """How long two of one may be there while all their machines are linked: a stray drains (1 s) and ends."""
@@ -44,12 +49,18 @@ class Watched(MemoryCluster):
     strict: frozenset[str] = frozenset()  #: services of which there are never two of one
     kills = 0  #: processes that were killed
     planned = False  #: services are restarted as well: a new instance beside the old one
+    gpus = 0.0  #: that each instance of the service `gpu` asks for
     wrongs: list[str]
 
     def wrong(self, what: str) -> None:
         self.wrongs.append(f"at {trio.current_time():.1f} s: {what}")
 
     def launched(self, process: Process) -> None:
+        for gpu in process.record.gpus:
+            there = [it for it in self.alive if it.machine == process.machine and gpu in it.record.gpus]
+            if len(there) * share_of(self.gpus) > 1.001:
+                names = ", ".join(f"{it.name}/{it.key[1]}" for it in there)
+                self.wrong(f"GPU {gpu} of {process.machine} is used by {names}")
         others = [it for it in self.alive if it.key == process.key and it is not process]
         for other in others:
             where = f"{process.name}/{process.key[1]} on {process.machine} beside {other.machine}"
@@ -115,6 +126,8 @@ class Faults:
         ]  # fmt: skip
         if self._cluster.planned:
             kinds.append((3, self.restart))
+        if self._cluster.ray is not None:
+            kinds += [(3, self.stop_ray), (5, self.start_ray), (2, self.lose_raylet), (3, self.start_raylet)]
         weights, faults = zip(*kinds, strict=True)
         [fault] = self._draw.choices(faults, weights)
         self.count[fault.__name__.replace("_", " ")] += 1
@@ -181,6 +194,28 @@ class Faults:
             self._draw.choice(alive).die(KILLED)
             self._cluster.kills += 1
 
+    def stop_ray(self) -> None:
+        assert self._cluster.ray is not None
+        if self._cluster.ray.runs:
+            self._cluster.ray.stop()
+
+    def start_ray(self) -> None:
+        assert self._cluster.ray is not None
+        if not self._cluster.ray.runs:
+            self._cluster.ray.start()
+
+    def lose_raylet(self) -> None:
+        """Ray says that a machine is dead, and it may live."""
+        assert self._cluster.ray is not None
+        self._cluster.ray.lose(f"nod_{self._draw.choice(self._names)}")
+
+    def start_raylet(self) -> None:
+        """Where there is none."""
+        assert self._cluster.ray is not None
+        has = {machine.node_id for machine in self._cluster.ray.machines.values()}
+        if lacking := [it for it in self._names if f"nod_{it}" not in has]:
+            self._cluster.ray.add(f"nod_{self._draw.choice(lacking)}", {}, RESOURCES)
+
     async def mend_all(self) -> None:
         for name in self._cluster.machines:
             self._cluster.mend(name)
@@ -190,9 +225,25 @@ class Faults:
             if self._cluster.machines[name].daemon is None:
                 await self._cluster.start_daemon(name)
         await self.start_manager()
+        if self._cluster.ray is not None:
+            self.start_ray()
+            for _ in self._names:
+                self.start_raylet()
         for machine in self._cluster.machines.values():
             assert self._cluster.manager is not None
             self._cluster.manager.nodes.cordon(machine.node_id, False)
+
+
+RESOURCES = {"CPU": 8.0, "GPU": 4.0}
+
+
+def with_claims(draw: random.Random) -> list[ServiceSpec]:
+    """Each machine could have all of it."""
+    gpu = ServiceConfig(
+        **CONFIG, instances=draw.randint(1, 4), max_restart_count=BUDGET, gpus=draw.choice([0.5, 1])
+    )
+    cpu = ServiceConfig(**CONFIG, instances=draw.randint(1, 3), max_restart_count=BUDGET, cpus=1)
+    return [ServiceSpec("gpu", gpu), ServiceSpec("cpu", cpu)]
 
 
 def services(draw: random.Random) -> list[ServiceSpec]:
@@ -209,10 +260,17 @@ async def run(directory: Path, seed: int, most_faults: int) -> tuple[Counter[str
     """What was done, and what should not have been."""
     draw = random.Random(seed)
     names = "bcde"[: draw.randint(1, 4)]
-    async with memory_cluster(directory, *names, draw=draw, kind=Watched) as cluster:
+    ray = MemoryRay() if draw.random() < 0.5 else None
+    async with memory_cluster(directory, *names, draw=draw, kind=Watched, ray=ray) as cluster:
         assert isinstance(cluster, Watched)
         cluster.wrongs = []
         specs = services(draw)
+        if ray is not None:
+            ray.add("", {}, {"CPU": 2.0})
+            for name in names:
+                ray.add(f"nod_{name}", {}, RESOURCES)
+            specs += with_claims(draw)
+            cluster.gpus = specs[-2].config.gpus or 0.0
         cluster.strict = frozenset(spec.service_id for spec in specs if spec.name == "strict")
         cluster.planned = draw.random() < 0.3
         faults = Faults(cluster, draw)
@@ -229,6 +287,7 @@ async def run(directory: Path, seed: int, most_faults: int) -> tuple[Counter[str
             await trio.sleep(180)
             nursery.cancel_scope.cancel()
         check_whole(cluster, specs)
+        check_claims(cluster)
         return faults.count, cluster.wrongs
 
 
@@ -247,6 +306,27 @@ def check_whole(cluster: Watched, specs: list[ServiceSpec]) -> None:
     alive = sorted((cluster.machines[it.machine].node_id, it.record.token) for it in cluster.alive)
     if recorded != alive:
         cluster.wrong(f"{alive} run, {recorded} are recorded")
+
+
+def check_claims(cluster: Watched) -> None:
+    if (ray := cluster.ray) is None:
+        return
+    by_id = {spec.service_id: spec for spec in cluster.services.values()}
+    wanted = sorted(
+        (f"agentmgr/memory/{it.record.instance_id}", cluster.machines[it.machine].node_id)
+        for it in cluster.alive
+        if asked(by_id[it.record.service_id].config)
+    )
+    claims = sorted((it, ray.machines[claim.engine_id].node_id) for it, claim in ray.claims.items())
+    if claims != wanted:
+        cluster.wrong(f"claimed is {claims}, wanted {wanted}")
+    held = {ray.machines[it].node_id for it in ray.held if it in ray.machines}
+    if held != (used := {cluster.machines[it.machine].node_id for it in cluster.alive}):
+        cluster.wrong(f"{held} are held, and {used} have instances")
+    assert cluster.manager is not None
+    assert cluster.manager.claims is not None
+    if troubles := cluster.manager.claims.troubles():
+        cluster.wrong(f"troubles: {troubles}")
 
 
 def run_seeded(seed: int, *, most_faults: int = 40) -> tuple[Counter[str], list[str]]:

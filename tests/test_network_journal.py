@@ -2,6 +2,7 @@
 
 import pytest
 
+from agentmgr.cli.hosting import host_environment
 from agentmgr.errors import InvalidRequest, StorageError
 from agentmgr.models import ServiceConfig, ServiceSpec, network_journal
 from agentmgr.settings import load_settings
@@ -58,6 +59,11 @@ def test_a_service_cannot_be_given_the_managers_variable():
     given = ServiceConfig("agent.py", env={"AGENTMGR_SESSIONS_URL": "redis://h"})
     with pytest.raises(InvalidRequest, match="give the URL as sessions"):
         ServiceSpec("one", given)
+
+
+def test_an_agent_that_is_served_without_a_manager_does_not_get_the_managers_journal(monkeypatch):
+    monkeypatch.setenv("AGENTMGR_SESSIONS_URL", SECRET)
+    assert "AGENTMGR_SESSIONS_URL" not in host_environment()
 
 
 def test_the_managers_url_may_have_a_password_which_is_not_said_again():

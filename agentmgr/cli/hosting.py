@@ -13,6 +13,7 @@ from ..codec import to_json
 from ..core.hosts import authority
 from ..errors import InvalidRequest
 from ..manager.factory_path import located
+from ..models.network_journal import SESSIONS_URL
 from .out import say
 
 
@@ -31,8 +32,8 @@ def host_command(
 
 
 def host_environment(more: Mapping[str, str] = {}) -> dict[str, str]:
-    """Ours, but the operator's key, which is none of the agent's business."""
-    ours = {name: value for name, value in os.environ.items() if name != "AGENTMGR_TOKEN"}
+    """Ours, but the operator's key and the journal of managers, which are none of the agent's business."""
+    ours = {name: text for name, text in os.environ.items() if name not in ("AGENTMGR_TOKEN", SESSIONS_URL)}
     return bootstrap.environment({**ours, **more})
 
 

@@ -44,7 +44,9 @@ from ..out import note, say
 @click.option(
     "--journal",
     type=click.Path(dir_okay=False),
-    help="Keep the sessions in this file, so that they outlive the process. A lock file is put beside it.",
+    metavar="FILE|URL#NAME",
+    help="Keep the sessions in this file, with a lock file beside it, or in a Redis, as "
+    "redis://HOST:6379/0#NAME: they outlive the process.",
 )
 @click.option(
     "--reload",

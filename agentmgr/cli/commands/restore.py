@@ -66,7 +66,7 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
             claim(other, cli.paths.logs)
         async with open_store(cli.paths.database, read_only=True) as store:
             policy = await store.token_policy()
-            nodes = [node.name for node in (await store.load()).nodes if node.node_id]
+            nodes = sorted(node.name for node in (await store.load()).nodes if node.node_id)
     say(f"restored {cli.paths.database} from {file}")
     if kept is not None:
         say(f"what was there before is now {kept}")

@@ -28,6 +28,7 @@ def listening(context: ssl.SSLContext | None) -> Iterator[str]:
                 connection.recv(1)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)  # where the probe has failed before it came here
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"

@@ -429,7 +429,7 @@ def _refuse_copies(snapshot: Snapshot, paths: RuntimePaths) -> None:
     """Of a database that was copied without its directory: it would start a second one of all that its nodes
     run, which cannot link with it. Raises `CannotUseCluster`.
     """
-    names = [node.name for node in snapshot.nodes if node.node_id != MANAGER]
+    names = sorted(node.name for node in snapshot.nodes if node.node_id != MANAGER)
     if names and not Authority.is_in(paths.cluster):
         raise CannotUseCluster(
             f"the database knows {'nodes' if names[1:] else 'node'} {', '.join(names)}, and "

@@ -39,7 +39,7 @@ async def command(cli: Cli, file: str) -> None:
             raise DatabaseUnusable(f"there is no database at {cli.paths.database} to copy")
         async with open_store(cli.paths.database, read_only=True) as store:
             snapshot = await store.load()
-            services, elsewhere = snapshot.services, [node.name for node in snapshot.nodes]
+            services, elsewhere = snapshot.services, sorted(node.name for node in snapshot.nodes)
             urls = (spec.config.journal_url(cli.settings().sessions_url) for spec in services)
             journals = {None if url is None else shown(url) for url in urls}
             await StoredSessions(cli.paths.sessions, lambda: services).back_up(store, destination)

@@ -41,7 +41,6 @@ What is shown:
     lookup             what a user names, by name or id
     news               what is said once, and not again for a while
     secrets            values that are hidden, and keys that are not kept
-    news               what is said once, and not again for a while
 
 What is accepted:
 

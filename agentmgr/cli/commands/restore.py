@@ -80,7 +80,6 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
 
 
 def _say_nodes(cli: Cli, copied: RuntimePaths, names: Sequence[str]) -> None:
-    names = sorted(names)
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
     if not (cli.paths.cluster / "ca.pem").exists():
         note(

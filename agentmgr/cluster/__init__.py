@@ -9,7 +9,8 @@ Parts, in reading order:
   may be a node.
 * `bundles` and `packing`: directories of agent files, sent as archives; `remote_log`: logs on nodes;
   `remote_sessions`: journals on nodes; `gateways`: gateway workers on nodes.
-* `claims`: what is reserved for our instances, by an engine, and which machines that has.
+* `claims`: what is reserved for our instances, by an engine, and which machines that has; `claim_demands`:
+  what it is asked for.
 * `engine`: what knows the machines and reserves parts of them, where a cluster has that. `ray_engine`: it
   is Ray, which `ray_bridge` talks with, a process of its own; `ray_protocol`: what the two say to each
   other; `ray_demands`: what is asked for, as Ray has it; `ray_keeper`: what is done on each machine.

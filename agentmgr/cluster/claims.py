@@ -16,23 +16,21 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
-from ..core.amounts import amounts, in_words
+from ..core.amounts import in_words
 from ..core.gpus import Shares, hand_out, share_of
-from ..core.placement import Candidate, Nowhere, Placed, Wish, place
+from ..core.placement import Placed, Wish
 from ..core.restart import Cause
 from ..errors import InvalidRequest
 from ..models import ServiceConfig
-from ..models.nodes import NAME_LABEL, NodeState, resources, selectors
+from ..models.nodes import NodeState, selectors
 from ..supervisor.launcher import CannotLaunch
+from .claim_demands import Sought, amounts_of, demand_of, labels_of, sought, takes
 from .engine import Claim, Demand, Engine, Machine, claim_id
 from .nodes import Nodes
 
 log = logging.getLogger(__name__)
-
-_PREFIX = "ray.io/"  #: of the labels that Ray itself gives its machines
-_OF_THIS_RAY = "ray.io/node-id"  #: a label that is another one after each restart of Ray
 
 
 @define(eq=False)
@@ -60,13 +58,6 @@ class _Renewal:
 
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     done: trio.Event = field(factory=trio.Event)
-
-
-@frozen
-class _Where:
-    demand: Demand
-    prefer: str | None  #: the node that placement chooses
-    nowhere: str | None  #: why no machine, also none that is added, could have it
 
 
 class Claims:
@@ -170,7 +161,7 @@ class Claims:
             return False
         demand, node_id = new.pending, self._node_of(old.claim)
         labels = next((it.labels for it in self._nodes.candidates() if it.node_id == node_id), {})
-        has, wants = _amounts(old.demand), _amounts(demand)
+        has, wants = amounts_of(old.demand), amounts_of(demand)
         return (
             (demand.only_on is None or node_id in demand.only_on)
             and node_id not in demand.not_on
@@ -203,7 +194,7 @@ class Claims:
         for kept in self._kept.values():
             if kept.claim is not None and (node_id := self._node_of(kept.claim)) is not None:
                 there = found.setdefault(node_id, {})
-                for name, amount in _amounts(kept.demand).items():
+                for name, amount in amounts_of(kept.demand).items():
                     there[name] = there.get(name, 0.0) + amount
         return found
 
@@ -223,7 +214,7 @@ class Claims:
 
     def machine_up(self, machine: Machine) -> None:
         self._machines[machine.engine_id] = self._machine_of[machine.node_id] = machine
-        self._nodes.engine_says(machine.node_id, "", _labels(machine))
+        self._nodes.engine_says(machine.node_id, "", labels_of(machine))
         self._review()
 
     def machine_gone(self, engine_id: str, reason: str) -> None:
@@ -253,14 +244,7 @@ class Claims:
     # Inside
 
     def _new(self, instance_id: str, config: ServiceConfig) -> _Kept:
-        demand = Demand(
-            config.cpus or 0.0,
-            config.gpus or 0.0,
-            config.memory_mb or 0,
-            resources(config.resources),
-            config.place_on,
-        )
-        return _Kept(claim_id(self._cluster_id, instance_id), demand)
+        return _Kept(claim_id(self._cluster_id, instance_id), demand_of(config))
 
     def _node_of(self, claim: Claim) -> str | None:
         machine = self._machines.get(claim.engine_id)
@@ -276,7 +260,7 @@ class Claims:
         if there is None or there.state is NodeState.SILENT:
             name = claim.engine_id if there is None else there.name
             waits(f"waits for node {name} to link: what it asks for is reserved there")
-        elif not _takes(there, wish) or there.node_id in self._lacking:
+        elif not takes(there, wish) or there.node_id in self._lacking:
             self._take_back(kept)
         elif (gpus := self._free_gpus(kept, claim, there.node_id)) is None:
             kept.short = True
@@ -311,44 +295,12 @@ class Claims:
             if not (is_own or is_launching):
                 yield gpus
 
-    def _where(self, demand: Demand, wish: Wish) -> _Where:
-        """Labels that the engine does not know are looked at here."""
-        nodes = [it for it in self._nodes.candidates() if it.node_id in self._machine_of]
-        ours = [it for it in wish.place_on if it.key == NAME_LABEL or self._is_ours(it.key, nodes)]
-        theirs = tuple(str(it) for it in wish.place_on if it not in ours)
-        not_on = {it.node_id for it in nodes if it.state is not NodeState.LINKED} | self._lacking
-        only_on: frozenset[str] | None = None
-        if ours:
-            matching = {it.node_id for it in nodes if all(each.matches(it.labels) for each in ours)}
-            if all(it.negated for it in ours):  # a machine that is added matches
-                not_on |= {it.node_id for it in nodes} - matching
-            else:
-                only_on = frozenset(matching - not_on)
-        if any(it.node_id == wish.bound_to for it in self._nodes.candidates()):
-            only_on = frozenset({wish.bound_to or ""} - not_on)
-        found = place(wish, nodes, self.placed)
-        nowhere = None
-        if only_on is not None and not only_on:
-            nowhere = _IN_USE if nodes else "waits for Ray to say which machines it has"
-            if nodes and isinstance(found, Nowhere):
-                nowhere = found.reason
-        demand = evolve(
-            demand,
-            place_on=theirs,
-            only_on=only_on,
-            not_on=frozenset() if only_on is not None else frozenset(not_on),
-        )
-        return _Where(demand, None if isinstance(found, Nowhere) else found, nowhere)
-
-    def _is_ours(self, key: str, nodes: list[Candidate]) -> bool:
-        """Whether a node has that label from its own daemon, so that its engine does not know it."""
-        return any(
-            key in it.labels and it.labels[key] != _labels(self._machine_of[it.node_id]).get(key)
-            for it in nodes
-        )
+    def _where(self, demand: Demand, wish: Wish) -> Sought:
+        nodes = self._nodes.candidates()
+        return sought(demand, wish, nodes, self._machine_of, self.placed, in_use=self._lacking)
 
     async def _ask(
-        self, instance_id: str, kept: _Kept, where: _Where, wish: Wish, waits: Callable[[str], None]
+        self, instance_id: str, kept: _Kept, where: Sought, wish: Wish, waits: Callable[[str], None]
     ) -> None:
         """Returns when it has its claim, or when something else is to be asked for."""
         problem: InvalidRequest | None = None
@@ -362,7 +314,7 @@ class Claims:
         async def say_if_silent() -> None:
             await trio.sleep(_SILENT_S)
             if not said:
-                waits(f"waits for Ray to reserve {in_words(_amounts(kept.demand))}")
+                waits(f"waits for Ray to reserve {in_words(amounts_of(kept.demand))}")
 
         if where.prefer is not None:
             self.placed.expect(instance_id, wish.service_id, wish.position, where.prefer)
@@ -451,18 +403,3 @@ class Claims:
 
 _SILENT_S = 1.0  #: an engine that has not answered for so long is what an instance waits for
 _NAMED = 5  #: more would fill the screen
-_IN_USE = "waits for what runs there to have again what was reserved for it"
-
-
-def _takes(node: Candidate, wish: Wish) -> bool:
-    return node.state is NodeState.LINKED and all(it.matches(node.labels) for it in wish.place_on)
-
-
-def _labels(machine: Machine) -> dict[str, str]:
-    """Those that Ray itself gives also without its prefix."""
-    given = {key: value for key, value in machine.labels.items() if key != _OF_THIS_RAY}
-    return {key.removeprefix(_PREFIX): value for key, value in given.items()} | given
-
-
-def _amounts(demand: Demand) -> dict[str, float]:
-    return amounts(demand.cpus, demand.gpus, demand.memory_mb, demand.resources)

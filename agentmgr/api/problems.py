@@ -34,6 +34,7 @@ _STATUS: Mapping[type[AgentManagerError], int] = {
     errors.NoServiceAvailable: 503,
     errors.ManagerNotRunning: 503,
     errors.CannotReachManager: 503,  # of nodes: no interface answers with it
+    errors.ManagerReplaced: 503,  # of a manager that ends for it: the same
     errors.StorageError: 503,
 }
 

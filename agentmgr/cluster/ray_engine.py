@@ -61,10 +61,13 @@ _GIVEN_UP_S = 90.0
 _END_S = 2.0
 _GIVE_BACK_S = 3.0
 _LINES = 20
-_LINE_CHARS = 300
+_LINE_CHARS = 1000
+_SAID_CHARS = 300
 
 _LOGGED = re.compile(r"\[[-0-9 :,]+ [EFC] \d+ \d+\] (?:\(.*?\) )?\S+: +(.*)")
 """A line of Ray's log that says of an error."""
+_LACKS = re.compile(r"^ModuleNotFoundError: No module named '([^']+)'")
+_ANOTHER_RAY = "WrongClusterID"  #: what a head that was started anew says to whom the one before knew
 _OF_A_STACK = ("/", "@", "*** ", "File ", "[20")
 _TOKEN_REFUSED = "InvalidAuthToken"  #: what Ray writes once a second while it tries
 _TOKEN = (
@@ -254,17 +257,23 @@ class RayEngine:
             self._patience.cancel()
 
     def _last_words(self) -> str:
-        if any(line.endswith("No module named 'agentmgr'") for line in self._said):
+        if lacks := next((found[1] for line in self._said if (found := _LACKS.search(line))), None):
             return (
-                f"{self._python} has no agentmgr: `{self._python} -m pip install "
-                f"'agentmgr-trio[ray]=={__version__}'`"
+                f"{self._python} lacks what the bridge needs ({lacks}): `{self._python} -m pip install "
+                f"'agentmgr-trio[ray]=={__version__}'`, or name another Python with --cluster-python"
             )
+        if any(_ANOTHER_RAY in line for line in self._said):
+            return "its head (GCS) was started anew; the bridge connects again"
         logged = [found[1] for line in self._said if (found := _LOGGED.match(line))]
         if any("Failed to connect to GCS" in text for text in logged):
             return "its head (GCS) is gone, and Ray has ended the bridge; does Ray run?"
         plain = [line for line in self._said if not line.startswith(_OF_A_STACK)]
         said = [*plain[-1:], *logged[-1:]]
-        return f"its bridge has ended: {said[-1]}" if said else "its bridge has ended, and has said nothing"
+        return (
+            f"its bridge has ended: {said[-1][:_SAID_CHARS]}"
+            if said
+            else "its bridge has ended, and has said nothing"
+        )
 
     def _post(self, *orders: Order) -> None:
         if self._link is not None:

@@ -348,7 +348,7 @@ class JoinedCluster:
         """What is wrong with the nodes that are to run these services, and with where they join."""
         findings, host = await examine_nodes(self.nodes, services), self.host
         if is_loopback(host) and not any(self.nodes):
-            advice = "`agentmgr daemon --cluster joined --cluster-host ADDRESS`"
+            advice = f"`agentmgr daemon --cluster {self._settings.cluster} --cluster-host ADDRESS`"
             seen = f"other machines cannot join: its listener is at {host}, port {self.port}"
             findings.append(Finding("cluster", "warning", seen, advice))
         if self.claims is not None and (exposed := exposure(self._settings)) is not None:

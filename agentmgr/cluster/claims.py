@@ -80,6 +80,7 @@ class Claims:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._revive)
             try:
                 await self.engine.run(self)
             finally:
@@ -243,6 +244,15 @@ class Claims:
 
     # Inside
 
+    async def _revive(self) -> None:
+        """What ends the daemon of a node that is silent already is seen by nobody."""
+        while True:
+            await trio.sleep(_REVIVE_S)
+            for node in self._nodes.candidates():
+                silent = node.state in (NodeState.SILENT, NodeState.LOST)
+                if silent and node.node_id in self._machine_of:
+                    self.engine.revive(node.node_id)
+
     def _new(self, instance_id: str, config: ServiceConfig) -> _Kept:
         return _Kept(claim_id(self._cluster_id, instance_id), demand_of(config))
 
@@ -401,5 +411,6 @@ class Claims:
             self._nodes.news.unpark_all()
 
 
+_REVIVE_S = 20.0  #: each try costs its machine a process or two
 _SILENT_S = 1.0  #: an engine that has not answered for so long is what an instance waits for
 _NAMED = 5  #: more would fill the screen

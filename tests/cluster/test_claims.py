@@ -260,3 +260,22 @@ async def test_a_rolling_restart_makes_room_one_by_one_where_all_is_in_use(
     assert before.isdisjoint({it.instance_id for it in after})
     assert least == 3
     assert len(set(uses(cluster))) == 4
+
+
+async def test_the_daemon_of_a_node_is_started_again_and_again_until_it_is_linked(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    assert cluster.manager is not None
+    assert cluster.manager.claims is not None
+    revived = Counter[str]()
+    monkeypatch.setattr(cluster.manager.claims.engine, "revive", lambda node_id: revived.update([node_id]))
+    cluster.kill_daemon("b")
+    await trio.sleep(90)  # while it starts it may be killed again, which no link tells
+    assert cluster.is_lost("b")
+    assert revived.keys() == {"nod_b"}
+    assert revived["nod_b"] >= 3
+    await cluster.start_daemon("b")
+    await trio.sleep(30)
+    revived.clear()
+    await trio.sleep(90)
+    assert not revived

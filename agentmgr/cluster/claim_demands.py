@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from ..core.amounts import amounts
 from ..core.placement import Candidate, Nowhere, Placed, Wish, place
 from ..models import ServiceConfig
 from ..models.nodes import NAME_LABEL, NodeState, resources
 from .engine import Demand, Machine
+from .ray_demands import PREFIX
 
-_PREFIX = "ray.io/"  #: of the labels that Ray itself gives its machines
-_OF_THIS_RAY = "ray.io/node-id"  #: a label that is another one after each restart of Ray
 _IN_USE = "waits for what runs there to have again what was reserved for it"
 
 
@@ -34,19 +32,14 @@ def demand_of(config: ServiceConfig) -> Demand:
     )
 
 
-def amounts_of(demand: Demand) -> dict[str, float]:
-    """By the engine's names."""
-    return amounts(demand.cpus, demand.gpus, demand.memory_mb, demand.resources)
-
-
 def takes(node: Candidate, wish: Wish) -> bool:
     return node.state is NodeState.LINKED and all(it.matches(node.labels) for it in wish.place_on)
 
 
 def labels_of(machine: Machine) -> dict[str, str]:
     """Those that Ray itself gives also without its prefix."""
-    given = {key: value for key, value in machine.labels.items() if key != _OF_THIS_RAY}
-    return {key.removeprefix(_PREFIX): value for key, value in given.items()} | given
+    labels = dict(machine.labels)
+    return {key.removeprefix(PREFIX): value for key, value in labels.items()} | labels
 
 
 def sought(

@@ -26,11 +26,15 @@ from ..errors import InvalidRequest
 from ..models import ServiceConfig
 from ..models.nodes import NodeState, selectors
 from ..supervisor.launcher import CannotLaunch
-from .claim_demands import Sought, amounts_of, demand_of, labels_of, sought, takes
+from .claim_demands import Sought, demand_of, labels_of, sought, takes
 from .engine import Claim, Demand, Engine, Machine, claim_id
 from .nodes import Nodes
 
 log = logging.getLogger(__name__)
+
+_REVIVE_S = 20.0  #: each try costs its machine a process or two
+_SILENT_S = 1.0  #: an engine that has not answered for so long is what an instance waits for
+_NAMED = 5  #: more would fill the screen
 
 
 @define(eq=False)
@@ -162,7 +166,7 @@ class Claims:
             return False
         demand, node_id = new.pending, self._node_of(old.claim)
         labels = next((it.labels for it in self._nodes.candidates() if it.node_id == node_id), {})
-        has, wants = amounts_of(old.demand), amounts_of(demand)
+        has, wants = old.demand.amounts, demand.amounts
         return (
             (demand.only_on is None or node_id in demand.only_on)
             and node_id not in demand.not_on
@@ -195,7 +199,7 @@ class Claims:
         for kept in self._kept.values():
             if kept.claim is not None and (node_id := self._node_of(kept.claim)) is not None:
                 there = found.setdefault(node_id, {})
-                for name, amount in amounts_of(kept.demand).items():
+                for name, amount in kept.demand.amounts.items():
                     there[name] = there.get(name, 0.0) + amount
         return found
 
@@ -324,7 +328,7 @@ class Claims:
         async def say_if_silent() -> None:
             await trio.sleep(_SILENT_S)
             if not said:
-                waits(f"waits for Ray to reserve {in_words(amounts_of(kept.demand))}")
+                waits(f"waits for Ray to reserve {in_words(kept.demand.amounts)}")
 
         if where.prefer is not None:
             self.placed.expect(instance_id, wish.service_id, wish.position, where.prefer)
@@ -409,8 +413,3 @@ class Claims:
             renewal.done.set()
             self._find_lacking()
             self._nodes.news.unpark_all()
-
-
-_REVIVE_S = 20.0  #: each try costs its machine a process or two
-_SILENT_S = 1.0  #: an engine that has not answered for so long is what an instance waits for
-_NAMED = 5  #: more would fill the screen

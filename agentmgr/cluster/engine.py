@@ -15,6 +15,8 @@ from typing import Protocol
 
 from attrs import Factory, frozen
 
+from ..core.amounts import amounts
+
 
 @frozen
 class Machine:
@@ -43,6 +45,11 @@ class Demand:
     """
     only_on: frozenset[str] | None = None  #: ids of nodes; None: any
     not_on: frozenset[str] = frozenset()  #: ids of nodes, such as those that are cordoned
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """What of it is not zero, under the engine's names, as `Machine.resources`."""
+        return amounts(self.cpus, self.gpus, self.memory_mb, self.resources)
 
 
 @frozen

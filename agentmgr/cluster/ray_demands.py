@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..core.amounts import in_words
 from ..errors import InvalidRequest
 from ..models.nodes import Selector, selectors
 from .engine import Demand, Machine
 
-PREFIX = "ray.io/"
-NODE_ID = f"{PREFIX}node-id"
+PREFIX = "ray.io/"  #: of the labels that Ray itself gives its machines
+NODE_ID = f"{PREFIX}node-id"  #: another one after each restart of Ray: the bridge does not pass it on
 OWN_KEYS = frozenset(
     {"accelerator-type", "market-type", "node-group", "availability-region", "availability-zone"}
 )
 """What Ray labels machines with, after its prefix (its guide, "Use labels to control scheduling")."""
-_MIB = 2**20
 
 
 def bundle(demand: Demand) -> dict[str, float]:
     """Raises `InvalidRequest`."""
     if demand.gpus > 1 and demand.gpus % 1:
         raise InvalidRequest(f"gpus is a part of one GPU, or a whole number of them, not {demand.gpus:g}")
-    wanted = {"CPU": demand.cpus, "GPU": demand.gpus, "memory": demand.memory_mb * _MIB, **demand.resources}
-    found = {name: float(amount) for name, amount in wanted.items() if amount}
-    if not found:
+    if not demand.amounts:
         raise InvalidRequest("nothing is to be reserved")
-    return found
+    return demand.amounts
 
 
 def selector(demand: Demand, machines: Iterable[Machine], unfit: Iterable[str]) -> dict[str, str] | None:
@@ -70,13 +68,5 @@ def _condition(key: str, parts: list[Selector]) -> str:
 
 def described(demand: Demand) -> str:
     """For people: `1 GPU and 4 CPUs (zone=b)`."""
-    parts = []
-    if demand.gpus:
-        parts.append(f"{demand.gpus:g} GPU{'' if demand.gpus <= 1 else 's'}")
-    if demand.cpus:
-        parts.append(f"{demand.cpus:g} CPU{'' if demand.cpus <= 1 else 's'}")
-    if demand.memory_mb:
-        parts.append(f"{demand.memory_mb} MiB of memory")
-    parts += [f"{amount:g} {name}" for name, amount in demand.resources.items() if amount]
     labels = " and ".join(demand.place_on)
-    return " and ".join(parts) + (f" ({labels})" if labels else "")
+    return in_words(demand.amounts) + (f" ({labels})" if labels else "")

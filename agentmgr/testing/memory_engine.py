@@ -23,13 +23,13 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 from attrs import Factory, define
 
+from ..cluster.claim_demands import labels_of
 from ..cluster.engine import Claim, Demand, EngineObserver, Machine
-from ..core.amounts import GPU, amounts, in_words
+from ..core.amounts import GPU, in_words
 from ..core.gpus import share_of
 from ..models.nodes import selectors
 
 _TINY = 1e-6
-_PREFIX = "ray.io/"
 
 
 @define(eq=False)
@@ -39,7 +39,7 @@ class _Granted:
 
     @property
     def amounts(self) -> dict[str, float]:
-        return _amounts(self.demand)
+        return self.demand.amounts
 
 
 @define
@@ -143,7 +143,7 @@ class MemoryRay:
         used = self.used(machine.engine_id)
         return self._gpus(machine, demand.gpus) is not None and all(
             used.get(name, 0.0) + amount <= machine.resources.get(name, 0.0) + _TINY
-            for name, amount in _amounts(demand).items()
+            for name, amount in demand.amounts.items()
         )
 
     def _gpus(self, machine: Machine, gpus: float) -> tuple[str, ...] | None:
@@ -201,7 +201,7 @@ class MemoryEngine:
                         self._told[claim_id] = claim = found
                     continue
                 else:
-                    waits(f"waits for {in_words(_amounts(demand))}: none is free")
+                    waits(f"waits for {in_words(demand.amounts)}: none is free")
                 await self._ray.news.park()
         finally:
             if claim is None:
@@ -278,14 +278,8 @@ class MemoryEngine:
         await trio.sleep(self._draw.uniform(0, 0.01))
 
 
-def _amounts(demand: Demand) -> dict[str, float]:
-    return amounts(demand.cpus, demand.gpus, demand.memory_mb, demand.resources)
-
-
 def _matches(machine: Machine, demand: Demand) -> bool:
-    labels = {key.removeprefix(_PREFIX): value for key, value in machine.labels.items()} | dict(
-        machine.labels
-    )
+    labels = labels_of(machine)
     return (
         (demand.only_on is None or machine.node_id in demand.only_on)
         and machine.node_id not in demand.not_on

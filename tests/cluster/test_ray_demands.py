@@ -71,4 +71,4 @@ def test_several_conditions_on_a_label_become_one_that_allows_the_same(texts: li
 
 def test_a_demand_reads_as_a_sentence_has_it() -> None:
     demand = Demand(gpus=1, cpus=4, memory_mb=512, resources={"licence": 1}, place_on=("zone=b",))
-    assert described(demand) == "1 GPU and 4 CPUs and 512 MiB of memory and 1 licence (zone=b)"
+    assert described(demand) == "1 GPU, 4 CPUs, 512 MiB of memory and 1 licence (zone=b)"

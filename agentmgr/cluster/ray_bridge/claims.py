@@ -27,8 +27,8 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine import Claim, claim_prefix
+from ..ray_demands import NODE_ID
 from ..ray_protocol import Ask, Claims, Dropped, Given, Held, Pending, Refused, Report
-from .machines import NODE_ID
 from .threads import in_thread
 
 _WORKERS = 8

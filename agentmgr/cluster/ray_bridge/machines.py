@@ -13,8 +13,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ...codec import from_answer, to_plain
 from ...generation import Generation
+from ...models.nodes import NAME_LABEL
 from .. import ray_keeper
 from ..engine import Machine
+from ..ray_demands import NODE_ID
 from ..ray_protocol import ALIVE_EVERY_S, Alive, Begin, Gone, Obeys, Report, Unfit, Up, WantsSecret
 from .threads import in_thread
 
@@ -22,8 +24,6 @@ _LOOK_S = 0.5
 _ENSURE_S = 120.0  #: a cold worker process, and a daemon that joins
 _SECRET_S = 30.0  #: the manager writes each into its database
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
-NODE_ID = "ray.io/node-id"
-NAME = "node"  #: the label of a machine that names its node
 
 
 @define(eq=False)
@@ -118,7 +118,7 @@ class Machines:
             "manager": self._manager,
             "version": self._begin.version,
             "generation": to_plain(self._begin.generation),
-            "name": labels.get(NAME, ""),
+            "name": labels.get(NAME_LABEL, ""),
         }
         found = self._run(engine_id, told)
         if found.get("wants_secret"):
@@ -163,7 +163,9 @@ def _death(row: Mapping[str, Any]) -> str:
 
 
 def _machine(row: Mapping[str, Any], node_id: str) -> Machine:
-    labels = {key: value for key, value in (row.get("Labels") or {}).items() if key not in (NODE_ID, NAME)}
+    labels = {
+        key: value for key, value in (row.get("Labels") or {}).items() if key not in (NODE_ID, NAME_LABEL)
+    }
     resources = {
         name: float(amount)
         for name, amount in row["Resources"].items()

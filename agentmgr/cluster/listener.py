@@ -20,7 +20,7 @@ import trio
 from attrs import evolve
 
 from ..core.admission import RateLimit
-from ..core.news import News
+from ..core.repeats import Repeats
 from ..credentials import MANAGER, Credentials, Member, explain, peer
 from ..errors import CannotReachManager, CannotUseCluster
 from ..node.joining import JOIN_PROTOCOL, Greeting, JoinAnswer, JoinRequest, receive, send
@@ -50,7 +50,7 @@ class ClusterListener:
         self._serving = serving
         self._newcomers = Newcomers(_NEWCOMERS)
         self._joins = RateLimit(_JOINS_PER_S)
-        self._refusals = News()
+        self._refusals = Repeats()
 
     async def serve(
         self,

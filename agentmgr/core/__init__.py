@@ -39,7 +39,7 @@ What is shown:
     view               a service and its instances, as users see them
     stats              figures; `recent`: those of the last minutes, and of the last hour
     lookup             what a user names, by name or id
-    news               what is said once, and not again for a while
+    repeats            what is said once, and not again for a while
     secrets            values that are hidden, and keys that are not kept
 
 What is accepted:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 
 import trio
 
-from ..core.news import News
+from ..core.repeats import Repeats
 from ..core.routing import Backend, Router
 from ..credentials import Credentials, explain, peer
 from ..errors import AgentManagerError, InvalidRequest
@@ -57,7 +57,7 @@ class GateIntake:
         self._relay = relay
         self._tunnels: dict[str, set[Tunnel]] = {}  # by the node id of the gateway at the other end
         self._news = trio.Event()
-        self._refusals = News()
+        self._refusals = Repeats()
 
     def update(self) -> None:
         """The gateway has another table: cuts off the gateways of nodes that are in it no more."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 
-class News:
+class Repeats:
     def __init__(self, quiet_s: float = 60.0, most: int = 1000) -> None:
         """`most`: how many are remembered; further ones push out those that were asked about longest ago."""
         self._quiet_s, self._most = quiet_s, most

@@ -37,6 +37,7 @@ In reading order:
     node_workers     whether the workers on nodes live, and what their leases say
     cluster          the nodes (`agentmgr.cluster`), wired; imported only with `--cluster`
     cluster_ray      what of it is Ray's, with `--cluster ray`
+    node_views       what of a node is shown
     node_drain       a node's instances move to others, before its machine goes
     session_moves    journals follow their service's instances to other nodes
     node_doctor      what is wrong with nodes, and what to do

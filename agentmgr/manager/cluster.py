@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Self
@@ -16,7 +15,6 @@ from attrs import evolve
 from ..ca import Authority
 from ..cluster.bundles import Bundles
 from ..cluster.claims import Claims
-from ..cluster.engine import Machine
 from ..cluster.gateways import ClusterGateways
 from ..cluster.joining import INVITED_S, Joining
 from ..cluster.launcher import ClusterLauncher
@@ -33,7 +31,7 @@ from ..errors import AgentManagerError, CannotUseCluster, StorageError
 from ..generation import Generation, begin, note_replaced, replaced
 from ..journal import sqlite_archive
 from ..journal.archive import ArchiveFigures, Found
-from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service, ServiceSpec
+from ..models import Event, Invitation, Node, NodeRecord, Service, ServiceSpec
 from ..models.members import unique_name
 from ..models.nodes import NodeState, label
 from ..node.draining import DRAIN_PROTOCOL
@@ -43,13 +41,13 @@ from ..settings import ClusterMode, Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor.environment import OF_RAY
 from ..supervisor.local import LocalLauncher
-from ..version import __version__
 from ..worker.dial import WORKER_PROTOCOL
 from .cluster_ray import exposure, listen_host, own_host, ray_engine
 from .doctor import Finding
 from .listeners import ManagerListeners
 from .node_doctor import examine_nodes
 from .node_drain import drain_for
+from .node_views import shown
 from .node_workers import NodeWorkers
 from .session_moves import SessionMover
 
@@ -267,51 +265,7 @@ class JoinedCluster:
     def nodes_shown(self) -> list[Node]:
         """The manager's own machine first, then by name."""
         assert self._plane is not None
-        instances = Counter[str]()
-        usage = defaultdict[str, list[tuple[float, int]]](list)
-        node_of = dict[str, str]()
-        for instance in self._plane.supervisor.instances():
-            node_of[instance.instance_id] = instance.node_id
-            if instance.status in SERVING or instance.pid is not None:
-                instances[instance.node_id] += 1
-                for sample in self._plane.supervisor.usage(instance.instance_id)[-1:]:
-                    usage[instance.node_id].append((sample.cpu_percent, sample.memory_bytes))
-        sessions = Counter[str]()
-        for (_, instance_id), count in self._plane.connections.counts().items():
-            sessions[node_of.get(instance_id, "?")] += count
-        claimed = {} if self.claims is None else self.claims.claimed()
-        found = []
-        for record in self.joining.all():
-            node_id = record.node_id
-            machine = None if self.claims is None else self.claims.machine(node_id)
-            state, reason = self.nodes.state_of(node_id)
-            handle, used = self.nodes.get(node_id), usage[node_id]
-            facts = None if handle is None else handle.facts
-            versions = (__version__, _python()) if not node_id else ("", "")
-            if facts is not None:
-                versions = (facts.agentmgr, facts.python)
-            found.append(
-                Node(
-                    node_id,
-                    record.name,
-                    record.address or (self.host if not node_id else ""),
-                    state,
-                    reason,
-                    instances[node_id],
-                    sessions[node_id],
-                    sum(cpu for cpu, _ in used) if used else None,
-                    sum(memory for _, memory in used) if used else None,
-                    self.nodes.labels_of(node_id),
-                    _resources(record, handle, machine),
-                    record.joined_at,
-                    record.cordoned,
-                    *versions,
-                    clock_skew_s=None if handle is None else handle.clock_skew_s,
-                    troubles=handle.figures.troubles if handle is not None and handle.figures else (),
-                    claimed=claimed.get(node_id, {}),
-                )
-            )
-        return found
+        return shown(self._plane, self)
 
     def get(self, ref: str) -> Node:
         """Raises `NodeNotFound`."""
@@ -452,16 +406,3 @@ async def _own_record(store: Store, snapshot: Snapshot, labels: Mapping[str, str
     if own != known:
         await store.put_node(own)
     return own
-
-
-def _resources(record: NodeRecord, handle: NodeHandle | None, machine: Machine | None) -> Mapping[str, float]:
-    """As its engine, its daemon or the database has them."""
-    if machine is not None:
-        return machine.resources
-    return record.resources if handle is None or handle.facts is None else handle.facts.resources
-
-
-def _python() -> str:
-    import platform
-
-    return platform.python_version()

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..core.hosts import is_loopback
-from ..generation import Generation
 from ..settings import ClusterMode, Settings
 from .doctor import Finding
 
 if TYPE_CHECKING:
     from ..cluster.ray_engine import RayEngine
+    from .cluster import JoinedCluster
 
 _ANYWHERE = "0.0.0.0"
 _FAR_AWAY = ("192.0.2.1", 9)  #: of no machine (RFC 5737); a datagram socket that is connected sends nothing
 
 
-class Manager(Protocol):
-    """`JoinedCluster`, as far as an engine needs it."""
-
-    cluster_id: str
-    port: int
-    generation: Generation
-
-    @property
-    def invite_machine(self) -> Callable[[], Awaitable[str]]: ...
-
-    @property
-    def node_obeys(self) -> Callable[[str, Generation], None]: ...
-
-
-def ray_engine(manager: Manager, settings: Settings) -> RayEngine:
+def ray_engine(cluster: JoinedCluster, settings: Settings) -> RayEngine:
     from ..cluster.ray_engine import RayEngine  # here: other clusters do not pay for it
 
     return RayEngine(
-        manager.cluster_id,
-        manager.invite_machine,
-        manager_port=manager.port,
+        cluster.cluster_id,
+        cluster.invite_machine,
+        manager_port=cluster.port,
         manager_host=settings.cluster_host or "",  # that which Ray has of this machine
-        generation=manager.generation,
-        obeys=manager.node_obeys,
+        generation=cluster.generation,
+        obeys=cluster.node_obeys,
         address=settings.ray_address,
         python=settings.cluster_python,
     )

@@ -31,7 +31,8 @@ The words, which mean the same in code, commands, API and logs:
     supervisor  starts instances, checks them, restarts and ends them
     probe       one check of an instance: is it ready, is it healthy
     backoff     the pause before a restart; it grows with each failure
-    drain       before an instance ends: no new clients, and time for its turns to end
+    drain       before an instance ends: no new clients, and time for its turns to end. Of a node: it
+                gets no new instances, and those that it has move to others, with their sessions
     asleep      of a service that starts on demand: nothing of it runs until something wakes it
     range       how many instances a service may have, `2..8`: its load decides how many run
     manager     the one process that holds a database and runs its supervisor (`AgentManager`)
@@ -40,6 +41,10 @@ The words, which mean the same in code, commands, API and logs:
     cluster     a manager and its nodes, which trust the same certificate authority (`agentmgr.ca`)
     node        a machine that services run on; its daemon is `agentmgr node`. The manager's own is one too
     generation  of a manager: which of two that have the same nodes is the newer one, and obeyed
+                Of the journal of a service on a node: how often one has moved away from there
+    engine      what knows the machines of a cluster, and reserves parts of them: Ray
+    machine     of an engine: what it has in place of a node, under an id that a restart of it changes
+    claim       what an engine has reserved for one instance
     link        the connection of a node's daemon to the manager
     gate        where the gateway of a node lets those of other nodes reach its instances
 
@@ -54,6 +59,7 @@ The words, which mean the same in code, commands, API and logs:
 
     session     one conversation between a client and an agent; it outlives connections; `ses_…`
     turn        one message and the work on its answer
+    journal     where sessions are kept, so that they outlive their instance: a file, or a Redis
     event       in a session: one JSON object of the wire protocol. Of a manager: one entry of its event log
                 (`agentmgr events`)
 

@@ -22,6 +22,9 @@ Words:
 * stray: what a node runs and this manager has replaced, or does not know. (An orphan, as in
   `agentmgr.supervisor`, is a process that not even the node's daemon knows.)
 * attached: a child of this manager: it gets what its node reports of it.
+* bridge: the process of this manager that alone talks with Ray; keeper: the task that the bridge has done on
+  each machine, which keeps our daemon there.
+* hold: a claim on next to nothing, on each machine that has instances, so that the engine does not remove it.
 
 Invariants:
 
@@ -30,5 +33,5 @@ Invariants:
   the manager has adopted all that it knows.
 * A call waits for its answer over any number of links; it ends when its node is given up.
 * Nothing waits for one node on behalf of another; only the first placements of a new manager wait, for some
-  seconds, for the nodes that it knows.
+  seconds, for the nodes that it knows, and for those that its engine starts.
 """

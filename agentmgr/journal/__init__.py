@@ -20,7 +20,8 @@ In reading order:
     moving    a journal's sessions move to another machine
     copies    of whole journals, for `agentmgr backup` and `restore`
 
-In Redis, for services on more than one machine; nothing else imports these:
+In Redis, for services on more than one machine; those above import none of these, and `redis_connection`
+alone imports coredis:
 
     redis             the store that is a Redis
     redis_keys        how a journal lies there

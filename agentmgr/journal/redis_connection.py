@@ -18,6 +18,7 @@ import trio
 from attrs import field, frozen
 
 from ..errors import InvalidRequest, ManagerError
+from ..models.network_journal import SCHEMES
 from .redis_keys import PREFIX
 
 try:
@@ -35,7 +36,6 @@ CONNECT_S = 5.0
 ANSWER_S = 5.0  #: then the connection is given up
 OLDEST_VERSION = (7, 0)  #: whose scripts are refused as a whole where memory is full
 
-SCHEMES = ("redis", "rediss", "unix")
 Word = str | bytes | int | float
 
 # It logs each try that fails, with a traceback. All of it is in the exceptions here.

@@ -283,7 +283,7 @@ def _check_nodes(snapshot: Snapshot) -> None:
         names = ", ".join(sorted(spec.name for spec in snapshot.services if spec.service_id in services))
         raise ManagerError(
             f"instances of this database run on other machines ({names}): start the manager with "
-            "--cluster joined, as the one before was"
+            "--cluster joined or --cluster ray, as the one before was"
         )
 
 

@@ -394,8 +394,8 @@ async def _patiently(manager: ManagerAddress, ask: Callable[[], Awaitable[T]]) -
             if trio.current_time() > give_up_at:
                 why = error.strerror or error
                 raise CannotReachManager(
-                    f"no manager answers at {manager} ({why}): does it run with `--cluster joined`, "
-                    "and listen there (`--cluster-host`, `--cluster-port`)?"
+                    f"no manager answers at {manager} ({why}): does it run with `--cluster joined` "
+                    "or `--cluster ray`, and listen there (`--cluster-host`, `--cluster-port`)?"
                 ) from None
         await trio.sleep(_JOIN_PAUSE_S)
 

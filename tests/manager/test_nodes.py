@@ -35,7 +35,8 @@ async def test_a_manager_without_a_cluster_leaves_instances_of_other_nodes_alone
         file.execute("INSERT INTO instances (id, service_id, document) VALUES (?, ?, ?)", values)
     for _ in range(2):
         with pytest.raises(
-            ManagerError, match=r"other machines \(afar\): start the manager with --cluster joined"
+            ManagerError,
+            match=r"other machines \(afar\): start the manager with --cluster joined or --cluster ray",
         ):
             async with AgentManager(db):
                 pass

@@ -121,7 +121,10 @@ async def test_a_machine_waits_some_time_for_the_manager_that_it_joins(
     nowhere = NodeConfig(new_id("nod"), ManagerAddress("127.0.0.1", own_port()))
     with held(tmp_path / "node"):
         began = trio.current_time()
-        with pytest.raises(CannotReachManager, match="does it run with `--cluster joined`, and listen there"):
+        with pytest.raises(
+            CannotReachManager,
+            match="does it run with `--cluster joined` or `--cluster ray`, and listen there",
+        ):
             await join_cluster(tmp_path / "node", nowhere, secret)
         assert trio.current_time() - began >= 0.2
         assert NodeConfig.read(tmp_path / "node") is None

@@ -262,13 +262,17 @@ class DefaultGroup(Group):
 
     async def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         asks_for_help = not {*ctx.help_option_names}.isdisjoint(args)
-        if self._first_word(args) not in self.commands and not asks_for_help:
+        word = self._first_word(args)
+        takes_words = any(isinstance(p, click.Argument) for p in self.commands[self._default].params)
+        # A word that `default` would not take is none of the commands: click says so, and which are like it.
+        if word not in self.commands and (word is None or takes_words) and not asks_for_help:
             args = [self._default, *args]
         return await super().parse_args(ctx, args)
 
     def _first_word(self, args: list[str]) -> str | None:
         """That is no option, and no option's value."""
-        with_value = {flag for p in self.params if not getattr(p, "is_flag", False) for flag in p.opts}
+        options = [*self.params, *self.commands[self._default].params]
+        with_value = {flag for p in options if not getattr(p, "is_flag", False) for flag in p.opts}
         words = iter(args)
         for word in words:
             if word in with_value:

@@ -196,7 +196,12 @@ def test_what_keeps_a_machine_from_being_a_node_is_said_in_one_line(
         pid = cluster.processes["b"].pid
         there = str(cluster.directory("b") / "agent_node.d")
         assert f"runs in {there} already, pid {pid}: end that one" in refused("--directory", there)
+        assert "links with the manager at" in shell.ok("node", "--join", where, "--directory", there)
         assert "no node was made here yet: `agentmgr node --join HOST:PORT`" in refused()
+        assert not (shell.directory / "agent_node.d").exists()
+        assert "there is no agent_node.d here, and no node runs" in refused("--drain")
+        assert "No such command 'rm'" in shell("nodes", "rm", "b").stderr
+        assert "NAME" in shell.ok("nodes", "--format", "table")
         assert "give a secret of `agentmgr nodes invite`" in refused("--join", where)
         used = str(shell.directory / "secret")
         assert "was used already, by b: make another one" in refused("--join", where, "--secret-file", used)

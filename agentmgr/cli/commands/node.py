@@ -137,7 +137,9 @@ async def command(
             _kept_by_ray() if directory == _DIRECTORY and not place.exists() else place, patience
         )
     described = name is not None or address is not None or labels or resources or certfile is not None
-    if join is not None and await _moved(place, join, bool(described)):
+    if join is None and daemon.NodeConfig.read(place) is None and daemon.runs_in(place) is None:
+        raise _no_node()  # before anything is made there
+    if join is not None and await _moved(place, join, bool(described), secret_file is not None):
         return 0
     with daemon.held(place):
         if (config := daemon.NodeConfig.read(place)) is not None:
@@ -188,9 +190,8 @@ def _kept_by_ray() -> Path:
     if len(found) == 1:
         return found[0]
     which = "name one with --directory: " + ", ".join(map(str, found)) if found else "name its --directory"
-    raise InvalidRequest(
-        f"{'several nodes run' if found else 'no node runs'} on this machine by Ray: {which}"
-    )
+    what = "several nodes run" if found else f"there is no {_DIRECTORY} here, and no node runs"
+    raise InvalidRequest(f"{what} on this machine by Ray: {which}")
 
 
 async def _drain(place: Path, patience: str) -> int:
@@ -204,9 +205,10 @@ async def _drain(place: Path, patience: str) -> int:
     return say_drained(await draining.drain(place, manager, seconds("--timeout", patience)))
 
 
-async def _moved(place: Path, join: str, described: bool) -> bool:
-    """Whether a daemon runs there, which links with the manager at this address from now on. Raises
-    `InvalidRequest`, `CannotReachManager`, `CannotUseCluster`.
+async def _moved(place: Path, join: str, described: bool, joins: bool) -> bool:
+    """Whether a daemon runs there, which links with the manager at this address from now on, or does so
+    already. One that `described` it or `joins` is to be its daemon. Raises `InvalidRequest`,
+    `CannotReachManager`, `CannotUseCluster`.
     """
     from ...dialing import ManagerAddress
     from ...node import daemon
@@ -218,7 +220,9 @@ async def _moved(place: Path, join: str, described: bool) -> bool:
         return False
     with suppress(CannotUseCluster):  # damaged: it is to be written anew
         if manager == manager_file(place).read():
-            return False
+            if not described and not joins:
+                say(f"node {config.name} links with the manager at {manager} already: its daemon, pid {pid}")
+            return not described and not joins
     if described:
         raise InvalidRequest(
             f"the daemon of node {config.name} runs in {place}, pid {pid}: beside it --join can be given "
@@ -263,6 +267,13 @@ async def _joined_anew(
         return config
 
 
+def _no_node() -> InvalidRequest:
+    return InvalidRequest(
+        "no node was made here yet: `agentmgr node --join HOST:PORT`, with a secret of "
+        "`agentmgr nodes invite` on the manager's machine; or name its --directory"
+    )
+
+
 def _joined_by(config: NodeConfig | None, join: str | None) -> NodeConfig:
     """Raises `InvalidRequest`."""
     from ...dialing import ManagerAddress
@@ -271,10 +282,7 @@ def _joined_by(config: NodeConfig | None, join: str | None) -> NodeConfig:
     if join is None:
         if config is not None:
             return config
-        raise InvalidRequest(
-            "no node was made here yet: `agentmgr node --join HOST:PORT`, with a secret of "
-            "`agentmgr nodes invite` on the manager's machine; or name its --directory"
-        )
+        raise _no_node()
     manager = ManagerAddress.parse(join)
     return daemon.new_config(manager) if config is None else evolve(config, manager=manager)
 

@@ -22,6 +22,9 @@ SECRET = "redis://user:hunter2@redis.example:6380/1"
         ("http://h", "must be redis://"),
         ("redis://h/0#x", "must be redis://"),
         (SECRET, r"write \$\{NAME\} in its place"),
+        ("redis://u:hunter2/x@h", "/ is written %2F"),
+        ("redis://u:hunter2?x@h", "/ is written %2F"),
+        ("redis://u:hunter2:${PASS}@h", r"write \$\{NAME\} in its place"),
     ],
 )
 def test_what_is_no_journal_is_refused(sessions, why):
@@ -35,6 +38,15 @@ def test_what_is_no_journal_is_refused(sessions, why):
 )
 def test_what_is_one_is_taken(sessions):
     assert ServiceConfig("agent.py", sessions=sessions).sessions == sessions
+
+
+@pytest.mark.parametrize("password", ["hunter2", "a@hunter2", "hunter2:b", "b/hunter2", "a?hunter2@c"])
+def test_a_password_is_shown_nowhere_however_it_is_written(password):
+    shown = network_journal.shown(f"redis://user:{password}@h:1/2")
+    assert shown == "redis://user:***@h:1/2"
+    with pytest.raises(StorageError, match=r"journal redis://user:\*\*\*@h needs") as caught:
+        network_journal.expanded(f"redis://user:{password}${{LACKING}}@h", {})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_services_own_journal_comes_before_that_of_the_manager():

@@ -78,8 +78,11 @@ class RedisAddress:
             is_unix = parts.scheme == "unix"
             db = options.pop("db", None) or ("" if is_unix else path.strip("/")) or "0"
             number = int(db)
-        except ValueError as error:
-            raise _unreadable(f"it is no URL: {error}") from None
+        except ValueError:  # it quotes what may be a part of the password
+            raise _unreadable(
+                "its port, its number of a database or its options cannot be read, or a / in its password is"
+                " not written %2F"
+            ) from None
         if parts.scheme not in SCHEMES:
             raise _unreadable(f"it begins with none of {', '.join(f'{it}://' for it in SCHEMES)}")
         if parts.fragment:

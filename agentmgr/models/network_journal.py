@@ -19,7 +19,8 @@ from .host_config import Sessions
 
 SCHEMES = ("redis", "rediss", "unix")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET = re.compile(r"(?<=:)[^:@/]+(?=@)")
+_SECRET = re.compile(r"(://[^:@/]*:).+(?=@)", re.DOTALL)  # also one that is not written as it has to be
+_ESCAPES = "in a user or a password, / is written %2F, @ is %40, : is %3A, # is %23"
 _EXAMPLE = "redis://HOST:6379/0, rediss://… (TLS) or unix:///run/redis.sock"
 
 
@@ -38,14 +39,15 @@ def is_url(text: str) -> bool:
 
 def shown(url: str) -> str:
     """Without its password."""
-    return _SECRET.sub("***", url)
+    return _SECRET.sub(r"\1***", url)
 
 
 def expanded(url: str, variables: Mapping[str, str]) -> str:
     """With the values of the variables that it names. Raises `StorageError` where one is not set."""
     if lacking := sorted({name for name in _VARIABLE.findall(url) if not variables.get(name)}):
         raise StorageError(
-            f"{', '.join(lacking)} is not set, which the journal {url} needs: start the manager with it"
+            f"{', '.join(lacking)} is not set, which the journal {shown(url)} needs: start the manager with"
+            " it"
         )
     return _VARIABLE.sub(lambda found: quote(variables[found[1]], safe=""), url)
 
@@ -58,8 +60,8 @@ def check_sessions(_: Any, attribute: Attribute[Any], value: str) -> None:
     if not is_url(value):
         raise invalid(attribute.name, f"must be durable, memory, or a URL: {_EXAMPLE}; not {value!r}")
     _check_url(attribute.name, value)
-    secret = _SECRET.search(value)
-    if secret is not None and not _VARIABLE.fullmatch(secret[0]):
+    secret = urlsplit(value).password
+    if secret and not _VARIABLE.fullmatch(secret):
         raise invalid(
             attribute.name,
             "has a password, and is shown to whoever may look: write ${NAME} in its place, for a variable "
@@ -78,8 +80,8 @@ def _check_url(name: str, value: str) -> None:
     try:
         url = urlsplit(value)
         port = url.port
-    except ValueError as error:
-        raise invalid(name, f"cannot be read: {error}") from None
+    except ValueError:  # it quotes what may be a part of the password
+        raise invalid(name, f"cannot be read as a URL: {_ESCAPES}; write {_EXAMPLE}") from None
     if url.scheme not in SCHEMES or not value.isprintable() or " " in value or url.fragment:
         raise invalid(name, f"must be {_EXAMPLE}")
     if (

@@ -87,22 +87,41 @@ def copy(path: Path, destination: Path) -> int:
 
 def put_in(path: Path, arrived: Path) -> int:
     """Puts the sessions of a copy into the journal at `path`, which is made when it is absent. Returns how
-    many have come. Raises `StorageError`.
+    many have come. A copy that is damaged is removed. Raises `StorageError`.
     """
     try:
+        _check(arrived)
         schema.open_file(path).close()
         with closing(schema.connect(path)) as db:
             db.execute(f"PRAGMA busy_timeout = {_LOCK_MS}")
             db.execute("PRAGMA wal_autocheckpoint = 1000")
-            db.execute("ATTACH ? AS leaving", (f"{arrived.absolute().as_uri()}?mode=ro",))
-            (version,) = db.execute("PRAGMA leaving.user_version").fetchone()
-            (problem,) = db.execute("PRAGMA leaving.quick_check(1)").fetchone()
-            if version != schema.VERSION or problem != "ok":
-                why = problem if problem != "ok" else f"it is of version {version}, not {schema.VERSION}"
-                raise StorageError(f"the copy {arrived} cannot be read: {why}")
+            db.execute("ATTACH ? AS leaving", (_read_only(arrived),))
             return _put_all(db)
     except (OSError, sqlite3.Error) as error:
         raise StorageError(f"sessions cannot be put into the journal {path}: {error}") from error
+
+
+def _check(arrived: Path) -> None:
+    problem: object
+    with closing(sqlite3.connect(_read_only(arrived), uri=True)) as db:
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            (problem,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.OperationalError:  # of the disk, or there is none
+            raise
+        except sqlite3.DatabaseError as error:
+            version, problem = schema.VERSION, error
+    if problem != "ok":
+        arrived.unlink(missing_ok=True)
+        raise StorageError(f"the copy {arrived} cannot be read: {problem}")
+    if version != schema.VERSION:
+        raise StorageError(
+            f"the copy {arrived} cannot be read: it is of version {version}, not {schema.VERSION}"
+        )
+
+
+def _read_only(file: Path) -> str:
+    return f"{file.absolute().as_uri()}?mode=ro"
 
 
 def _put_all(db: sqlite3.Connection) -> int:

@@ -85,6 +85,7 @@ class SessionMover:
         self._under_way: dict[Pair, trio.Event] = {}  # set: it is not to linger
         self._hurried = set[Pair]()  # nor are these
         self._closed = set[Pair]()  # where nothing of the service may be started, besides those written down
+        self._landing = set[Pair]()  # where sessions are about to arrive
         self._forced = set[Pair]()  # that are to move also where the service runs nowhere
         self._troubles: dict[Pair, str] = {}
         self._runs = False
@@ -224,6 +225,8 @@ class SessionMover:
                     if self._troubles.get(pair) != text:
                         logger.warning("%s", text)
                     self._troubles[pair] = text
+                    if self._place(*pair).move is None:
+                        self._closed.discard(pair)
                     self.idle.unpark_all()
                     with trio.move_on_after(_AGAIN_S):
                         await self._nodes.news.park()
@@ -247,6 +250,11 @@ class SessionMover:
         self._closed.add(pair)
         gone = node_id != OWN and self._nodes.get(node_id) is None  # forgotten, with what it kept
         if move is None:
+            if (other := self._arriving(pair)) is not None:  # else what arrives now would be left behind
+                if other in self._troubles:
+                    raise StorageError(f"first others are to arrive there: {self._troubles[other]}")
+                await self.idle.park()
+                return
             move_id = new_id("mov")
             if (
                 gone
@@ -256,7 +264,9 @@ class SessionMover:
             else:
                 await self._set_move(pair, JournalMove(move_id, self._target(pair)))
         elif move.step is MoveStep.COPYING:
-            if gone or not (pair in self._forced or self._runs_somewhere(service_id)):
+            # Where nodes are claimed, an instance may wait there for this to be over.
+            is_needed = pair in self._placed.pairs()
+            if gone or is_needed or not (pair in self._forced or self._runs_somewhere(service_id)):
                 await self._over(known)
             else:
                 await self._copy(known, move)
@@ -276,20 +286,30 @@ class SessionMover:
         if not size:
             await self._over(known)
             return
-        if not self._may_go_to(service_id, to):
+        if self._may_go_to(service_id, to) and not await self._send(known, move, size):
+            return
+        if not self._may_go_to(service_id, to):  # also as the journal there has begun to leave
             await self._set_move(pair, evolve(move, to=self._target(pair)))
             return
-        there = (await self._ask(to, WriteCopy(service_id, move_id, 0), CopyWritten)).bytes
+        self._landing.add((service_id, to))
+        try:
+            await self._set_move(pair, evolve(move, step=MoveStep.ARRIVING))
+        finally:
+            self._landing.discard((service_id, to))
+
+    async def _send(self, known: JournalPlace, move: JournalMove, size: int) -> bool:
+        """The copy of that size to the node that it moves to; whether it is there."""
+        service_id, move_id = known.service_id, move.move_id
+        there = (await self._ask(move.to, WriteCopy(service_id, move_id, 0), CopyWritten)).bytes
         while there < size:
-            piece = await self._ask(source, ReadCopy(service_id, move_id, there), CopyPiece)
+            piece = await self._ask(known.node_id, ReadCopy(service_id, move_id, there), CopyPiece)
             if not b64decode(piece.data):
                 raise StorageError("the copy has shrunk")
-            written = await self._ask(to, WriteCopy(service_id, move_id, there, piece.data), CopyWritten)
-            there = written.bytes
+            write = WriteCopy(service_id, move_id, there, piece.data)
+            there = (await self._ask(move.to, write, CopyWritten)).bytes
         if there > size:  # of an earlier copy
             await self._drop_copy(known, move)
-            return
-        await self._set_move(pair, evolve(move, step=MoveStep.ARRIVING))
+        return there == size
 
     async def _arrive(self, known: JournalPlace, move: JournalMove) -> None:
         service_id, source, to = known.service_id, known.node_id, move.to
@@ -298,12 +318,15 @@ class SessionMover:
             return
         try:
             done = await self._ask(to, PutInSessions(service_id, move.move_id), SessionsPutIn)
-        except OrderFailed:
-            if self._nodes.get(source) is not None or source == OWN:  # what was copied there may be damaged
-                await self._drop_copy(known, move)
-                await self._set_move((service_id, source), evolve(move, step=MoveStep.COPYING))
+        except (OrderFailed, StorageError):
+            # Some of it may have been put in: it goes to no other node. A copy that was damaged is no more
+            # there, and is sent again.
+            if self._is_linked(to) and self._is_linked(source):
+                copied = CopySessions(service_id, move.move_id)
+                await self._send(known, move, (await self._ask(source, copied, SessionsCopied)).bytes)
             raise
         await self._write(lambda: arrived(self._places[service_id], source).values())
+        self.idle.unpark_all()
         await self._published()
         self._maybe.add((service_id, to))
         names = {"from": self._nodes.name_of(source), "to": self._nodes.name_of(to)}
@@ -363,8 +386,9 @@ class SessionMover:
         running = {service_id for service_id, _ in pairs}
         gone = {
             pair
-            for pair in self._maybe - pairs
-            if pair[0] in running or pair in self._forced or self._place(*pair).move is not None
+            for pair in self._maybe
+            if self._place(*pair).move is not None
+            or (pair not in pairs and (pair[0] in running or pair in self._forced))
         }
         kept = {pair for pair in gone if self._keeps_journals(pair[0])}
         self._maybe -= gone - kept
@@ -380,10 +404,11 @@ class SessionMover:
 
     def _target(self, pair: Pair) -> str:
         """Where it moves to. Raises `StorageError` where no node can take it."""
-        service_id, source = pair
+        service_id = pair[0]
         running = {node_id for it, node_id in self._placed.pairs() if it == service_id}
         last = [span.at for span in self._place(*pair).spans[-1:]]
         linked = [it for it in self._nodes.candidates() if it.state is NodeState.LINKED]
+        linked = [it for it in linked if not self.is_closed(service_id, it.node_id)]
         names = {it.node_id: it.name for it in linked if it.node_id in running}
         if names:
             return min(
@@ -391,15 +416,23 @@ class SessionMover:
                 key=lambda it: (it not in last, -self._placed.of_service(service_id, it), names[it]),
             )
         cordoned = [it.node_id for it in self._nodes.candidates() if it.state is NodeState.CORDONED]
-        if there := sorted(running & set(cordoned)):
+        if there := sorted(it for it in running & set(cordoned) if not self.is_closed(service_id, it)):
             return there[0]
         if (spec := self._spec(service_id)) is None or running:
             raise StorageError("no node that the service runs on is linked")
-        others = [it for it in self._nodes.candidates() if it.node_id != source]
+        others = [it for it in self._nodes.candidates() if not self.is_closed(service_id, it.node_id)]
         found = place(Wish(service_id, 0, selectors(spec.config.place_on)), others, Placed())
         if isinstance(found, Nowhere):
             raise StorageError(found.reason)
         return found
+
+    def _arriving(self, pair: Pair) -> Pair | None:
+        """Whose sessions are arriving there."""
+        if pair in self._landing:
+            return pair
+        places = self._places.get(pair[0], {}).values()
+        arriving = (it for it in places if it.move is not None and it.move.step is MoveStep.ARRIVING)
+        return next(((pair[0], it.node_id) for it in arriving if it.move and it.move.to == pair[1]), None)
 
     def _runs_somewhere(self, service_id: str) -> bool:
         return any(it == service_id for it, _ in self._placed.pairs())
@@ -407,7 +440,8 @@ class SessionMover:
     def _may_go_to(self, service_id: str, node_id: str) -> bool:
         states = {it.node_id: it.state for it in self._nodes.candidates()}
         is_there = (service_id, node_id) in self._placed.pairs() or not self._runs_somewhere(service_id)
-        return is_there and states.get(node_id) not in (None, NodeState.LOST)
+        is_left = self.is_closed(service_id, node_id)
+        return is_there and not is_left and states.get(node_id) not in (None, NodeState.LOST)
 
     def _place(self, service_id: str, node_id: str) -> JournalPlace:
         known = self._places.get(service_id, {}).get(node_id)

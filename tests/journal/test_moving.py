@@ -137,7 +137,7 @@ async def test_what_cannot_be_read_is_refused_and_changes_nothing(tmp_path: Path
     copy.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StorageError, match=r"put into the journal|cannot be read"):
         moving.put_in(here, copy)
-    copy.unlink()
+    assert not copy.exists(), "it is to be sent again"
     with pytest.raises(StorageError):
         moving.put_in(here, copy)
     assert sqlite_archive.figures(here).sessions == 0

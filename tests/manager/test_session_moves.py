@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -233,6 +234,37 @@ async def test_a_target_that_is_lost_at_any_step_and_comes_back_leaves_nothing_t
         if not was_lost:
             break
     assert lost_at > 15
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_what_a_node_has_a_part_of_goes_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    """Its disk was full in between, or what had come is damaged; and the service has left it by then."""
+    cluster = Cluster(tmp_path)
+    await cluster.store.add_service(SPEC)
+    await cluster.begin(B, 5)
+    cluster.runs_on(C)
+    put, count = moving._put, 0
+
+    def put_some(*args: Any) -> bool:
+        nonlocal count
+        count += 1
+        if count == 4:
+            trio.from_thread.run_sync(cluster.runs_on, "")
+            if is_damaged:
+                (copy,) = cluster.sessions(C).glob("*.arriving")
+                copy.write_bytes(copy.read_bytes()[:-4096])
+            raise sqlite3.OperationalError("database or disk is full")
+        return put(*args)
+
+    monkeypatch.setattr(moving, "_put", put_some)
+    monkeypatch.setattr(moving, "_BATCH_SESSIONS", 2)
+    async with cluster.manager() as mover:
+        with trio.fail_after(10):
+            while mover.is_moving(SPEC.service_id, B) or count < 5:
+                await mover.idle.park()
+    await cluster.settle()
 
 
 async def test_nothing_moves_that_is_not_left_behind(tmp_path: Path) -> None:

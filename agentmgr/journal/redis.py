@@ -107,7 +107,9 @@ class RedisStore:
         commands = redis_writing.whole(keys, place, snapshot, last_seq)
         words = redis_writing.packed(commands)
         try:
-            epoch = await self._claim(WHOLE, id_, place.epoch, int(bool(place.row)), *words)
+            epoch = await self._claim(
+                WHOLE, id_, place.epoch, int(bool(place.row)), secrets.token_hex(8), *words
+            )
         except Trouble as trouble:
             if isinstance(trouble.__cause__, ValueError):
                 raise Unwritable(str(trouble)) from trouble
@@ -214,6 +216,8 @@ class RedisStore:
                 raise Trouble("it does not answer") from error
             except UnicodeEncodeError as error:
                 raise Trouble(str(error)) from error
+            except (ValueError, LookupError, TypeError) as error:  # of what others wrote there
+                raise Trouble(f"what it has is damaged: {error!r}") from None
             except RedisTrouble as trouble:
                 if not trouble.passes or trio.current_time() >= give_up_at:
                     raise Trouble(str(trouble)) from trouble

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
-from ..errors import StorageError
+from ..errors import AgentManagerError, StorageError
 from ..models.sessions import SessionState
 from . import archive, holders, redis_leases, redis_reading
 from .archive import (
@@ -30,6 +31,8 @@ from .journal import Frame, Question, SessionSnapshot, StoredFrame, TurnStatus
 from .redis_archive_scripts import ERASE, ERASED_AT_ONCE, FEW, LOOKED_AT, PAGE, PRUNE
 from .redis_connection import Redis, RedisTrouble
 from .redis_keys import VERSION, Keys
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -169,6 +172,9 @@ class RedisArchive:
             for keys, version in zip(several, versions, strict=True):
                 if version is None:
                     continue
+                if not version.isdigit():
+                    unreadable[keys.service_id] = f"another program uses the key {keys.meta} in {self.label}"
+                    continue
                 if int(version) > VERSION:
                     unreadable[keys.service_id] = (
                         f"its journal in {self.label} was written by a newer agentmgr: upgrade to read it"
@@ -190,6 +196,11 @@ class RedisArchive:
                 yield redis
         except RedisTrouble as trouble:
             raise StorageError(f"the journal in {self.label}: {trouble}") from trouble
+        except AgentManagerError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # of what others wrote there
+            log.debug("the journal in %s", self.label, exc_info=True)
+            raise StorageError(f"the journal in {self.label} has damaged entries: {error!r}") from error
 
 
 def _keys(redis: Redis, service_id: str) -> Keys:

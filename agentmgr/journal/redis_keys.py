@@ -9,9 +9,10 @@ them, which is what a transaction is here. After that beginning:
                   last renewed, and `grace_until`, both in ms by Redis' clock: see below
     session:ID    hash: `owner` and `name` (absent: none), `created_at`, `ended_at` and `end_reason` (absent:
                   it has not ended), `holder` (absent: any host may take it up), `epoch` (raised by each
-                  claim), `last_seq` (at the last change that was no event; the stream may be further),
-                  `last_turn`, `state`, `memory`, `history`, `history_turn`, `input_tokens`, `output_tokens`,
-                  and `bytes`, about as much as it takes
+                  claim), `written` (a mark of the last write of it as a whole), `last_seq` (at the last
+                  change that was no event; the stream may be further), `last_turn`, `state`, `memory`,
+                  `history`, `history_turn`, `input_tokens`, `output_tokens`, and `bytes`, about as much as it
+                  takes
     events:ID     stream: an entry is consecutive events of one turn. Its id is `LAST-FIRST`, the numbers of
                   the last event in it and of the first; its fields are `t`, the number of the turn (0: of
                   none), and `l`, the lines, with line breaks between. In a line, the byte 1A stands for the

@@ -209,7 +209,7 @@ for _ = 1, number() do
     end
 end
 count_bytes()
-redis.call('HSET', batches, holder, this)
+if not again then redis.call('HSET', batches, holder, this) end -- else it may come late, behind newer ones
 return {lost, lost_links}
 """
 )
@@ -220,15 +220,17 @@ WHOLE = Script(
     + _OF_CLAIM
     + OF_SESSION
     + """
--- then id, epoch, 1 if it had been written, changes -> the new epoch, or 0: another has it, or it was erased
-local id, epoch, had_row = arg(), number(), arg()
+-- then id, epoch, 1 if it had been written, a mark of this write, changes
+-- -> the new epoch, or 0: another has it, or it was erased
+local id, epoch, had_row, mark = arg(), number(), arg(), arg()
 local now = now_ms()
 local grace = grace_until(now)
-local found = redis.call('HMGET', session_key(id), 'epoch', 'holder')
+local found = redis.call('HMGET', session_key(id), 'epoch', 'holder', 'written')
+if found[3] == mark and tonumber(found[1]) == epoch + 1 then return epoch + 1 end -- its answer was lost
 if not found[1] and had_row == '1' then return 0 end
 if found[1] and tonumber(found[1]) > epoch then return 0 end
 if found[2] and found[2] ~= holder and lives(found[2], now, grace) then return 0 end
-redis.call('HSET', session_key(id), 'epoch', epoch + 1, 'holder', holder)
+redis.call('HSET', session_key(id), 'epoch', epoch + 1, 'holder', holder, 'written', mark)
 change(id, false)
 count_bytes()
 return epoch + 1

@@ -6,12 +6,12 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 import pytest
 import trio
 
-from agentmgr.errors import InvalidRequest
+from agentmgr.errors import InvalidRequest, StorageError
 from agentmgr.journal import redis, redis_connection, redis_keys
 from agentmgr.journal.journal import Accepted, Asked, HeldElsewhere, Question, TurnRecord, Unreachable, Used
 from agentmgr.journal.redis_connection import Redis, RedisAddress, RedisTrouble
 from agentmgr.journal.redis_look import look_at
-from agentmgr.journal.redis_scripts import CLAIM, COMMIT
+from agentmgr.journal.redis_scripts import CLAIM, COMMIT, WHOLE
 from tests.journal.conftest import RedisHosts
 from tests.journal.test_faults import TURN, degraded, until, well_again
 from tests.journal.test_links import Link, write
@@ -132,6 +132,56 @@ async def test_what_was_done_before_its_answer_was_lost_is_not_done_twice(redis_
         assert not taken.is_lost
     assert lost == [COMMIT, CLAIM]
     assert "written anew" not in caplog.text
+
+
+async def test_a_write_that_comes_late_or_whose_answer_is_lost_takes_no_session_away(
+    redis_hosts, monkeypatch, caplog
+):
+    ask, sent, whole = Redis.run, [], []
+
+    async def run(self, script, keys, *args):
+        answer = await ask(self, script, keys, *args)
+        if script is COMMIT:
+            sent.append((keys, args))
+        if script is WHOLE and not whole:
+            whole.append(answer)
+            raise RedisTrouble("it cannot be reached: as if it had ended just then", passes=True)
+        return answer
+
+    monkeypatch.setattr(Redis, "run", run)
+    async with redis_hosts.one() as (_, copy):
+        for text in ("one", "two"):
+            copy.say(text)
+            await copy.held.settled()
+        async with redis_hosts.redis() as network:
+            await ask(network, COMMIT, sent[0][0], *sent[0][1])  # from a connection that was given up
+        copy.say("three")
+        await copy.held.settled()
+        assert "written anew" not in caplog.text
+        await redis_hosts.lose()
+        copy.say("four")
+        await copy.held.settled()
+        assert (len(whole), copy.is_lost) == (1, False)
+        copy.say("five")
+        await copy.held.settled()
+        assert [it.seq for it in await copy.held.frames(1, 9, max_bytes=1000)] == [1, 2, 3, 4, 5]
+
+
+async def test_what_others_write_over_a_session_is_damage_of_that_session(redis_hosts):
+    async with redis_hosts.one() as (_, copy):
+        copy.say("one")
+        await copy.held.settled()
+        await copy.held.release()
+    async with redis_hosts.open("inst_2") as journal, redis_hosts.redis() as connected:
+        await connected.call("HSET", redis_hosts.keys.session("ses_1"), "last_seq", "x")
+        with pytest.raises(Unreachable, match="damaged"):
+            await journal.take_up("ses_1")
+        assert journal.degraded is None
+        with pytest.raises(StorageError, match="damaged"):
+            await redis_hosts.archive.session([redis_hosts.service_id], "ses_1")
+        await connected.call("HSET", redis_hosts.keys.meta, "version", "x")
+        found = await redis_hosts.archive.figures([redis_hosts.service_id])
+        assert "another program" in found.unreadable[redis_hosts.service_id]
 
 
 async def test_away_for_longer_than_is_waited(caplog):
@@ -331,6 +381,8 @@ def test_an_address_is_shown_without_its_password(url, shown):
         "redis://host?unknown=1",
         "unix://host/path",
         "redis://secret#word@host",
+        "redis://:secret/word@host",
+        "redis://:a?secret@host",
         "redis://host?prefix=a{b",
         "redis://[::1",
     ],

@@ -239,7 +239,7 @@ class RayEngine:
                 with trio.move_on_after(_END_S):
                     await read.wait()
             except CannotAsk as problem:
-                why_not = problem.message
+                why_not = str(problem)
             except InvalidRequest as error:
                 why_not = f"its bridge says what is not known here: {error.message}"
             nursery.cancel_scope.cancel()
@@ -513,8 +513,8 @@ class RayEngine:
 _WITHOUT = "nothing is reserved, and no machine is added"
 
 
-class CannotAsk(AgentManagerError):
-    """There is no connection with Ray."""
+class CannotAsk(Exception):
+    """There is no connection with Ray, and why. It does not leave this module."""
 
 
 async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:

@@ -24,6 +24,8 @@ NEEDS = {
     "wsproto": ("wsproto", "1.2"),
 }
 """What a host imports, besides this package and the Python library: distribution, module, oldest version."""
+NEEDS_FOR_REDIS = {"anyio": ("anyio", "4.11"), "coredis": ("coredis", "6")}
+"""The same, of a host that keeps its sessions in a Redis."""
 
 
 def lacking() -> str:
@@ -31,12 +33,13 @@ def lacking() -> str:
     if sys.version_info < OLDEST:
         here, oldest = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST))
         return "%s is Python %s; a hosted agent needs %s or newer" % (sys.executable, here, oldest)  # noqa: UP031
-    found = _versions()
-    lacks = [name for name in NEEDS if name not in found]
+    needs = NEEDS | NEEDS_FOR_REDIS if os.environ.get("AGENTMGR_SESSIONS_URL") else NEEDS
+    found = _versions(needs)
+    lacks = [name for name in needs if name not in found]
     old = {
         name: version
         for name, version in found.items()
-        if version and _numbers(version) < _numbers(NEEDS[name][1])
+        if version and _numbers(version) < _numbers(needs[name][1])
     }
     if not lacks and not old:
         return ""
@@ -44,18 +47,18 @@ def lacking() -> str:
     from shlex import join
 
     problems = [f"it lacks {', '.join(lacks)}"] if lacks else []
-    problems += [f"its {name} {version} is older than {NEEDS[name][1]}" for name, version in old.items()]
+    problems += [f"its {name} {version} is older than {needs[name][1]}" for name, version in old.items()]
     pip = [sys.executable, "-m", "pip", "install"]
     if find_spec("pip") is None:  # as in an environment that uv has made
         pip = ["uv", "pip", "install", "--python", sys.executable]
-    wanted = [f"{name}>={NEEDS[name][1]}" for name in (*lacks, *old)]
+    wanted = [f"{name}>={needs[name][1]}" for name in (*lacks, *old)]
     return (
         f"{sys.executable} cannot run a hosted agent: {'; '.join(problems)}; this installs what it needs:\n"
         + join([*pip, *wanted])
     )
 
 
-def _versions() -> dict[str, str]:
+def _versions(needs: dict[str, tuple[str, str]]) -> dict[str, str]:
     """By package: its version; empty if it says none, as a package in a directory of `PYTHONPATH`."""
     from importlib.util import find_spec
 
@@ -66,9 +69,9 @@ def _versions() -> dict[str, str]:
             stem, ending = os.path.splitext(name)
             distribution, _, rest = stem.partition("-")
             distribution = distribution.lower().replace("_", "-")
-            if ending in (".dist-info", ".egg-info") and distribution in NEEDS:
+            if ending in (".dist-info", ".egg-info") and distribution in needs:
                 found.setdefault(distribution, rest.partition("-")[0])
-    return {name: "" for name, (module, _) in NEEDS.items() if find_spec(module)} | found
+    return {name: "" for name, (module, _) in needs.items() if find_spec(module)} | found
 
 
 def _files(directory: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import site
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from agentmgr import bootstrap
-from agentmgr.other_python import NEEDS
+from agentmgr.other_python import NEEDS, NEEDS_FOR_REDIS
 
 AGENT = """
 import marker
@@ -89,6 +90,12 @@ def test_an_old_package_and_what_is_no_python_are_named(here: Any, theirs: Envir
     assert done.returncode == 78
     assert "cannot run a hosted agent: its trio 0.29.0 is older than 0.30; this installs" in done.stderr
     assert done.stderr.endswith("'trio>=0.30'\n")
+    with_redis = os.environ | {"AGENTMGR_SESSIONS_URL": "redis://localhost"}
+    (theirs.packages / "coredis-5.0.dist-info").mkdir()
+    done = subprocess.run(
+        bootstrap.words("--check", str(theirs.python)), capture_output=True, text=True, env=with_redis
+    )
+    assert done.stderr.endswith("'trio>=0.30' 'coredis>=6'\n")  # in one go
     here.ok("register", "x", "theirs_agent.py", "--python", "/bin/true")
     assert [finding["found"] for finding in _findings(here)] == [
         "/bin/true does not work as a Python: exit code 0"
@@ -99,6 +106,10 @@ def test_what_a_host_needs_is_what_it_imports_in_the_versions_that_are_required(
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     required = {(r := Requirement(text)).name: str(r.specifier) for text in project["dependencies"]}
     assert {name: f">={oldest}" for name, (_, oldest) in NEEDS.items()}.items() <= required.items()
+    redis = {
+        (r := Requirement(text)).name: str(r.specifier) for text in project["optional-dependencies"]["redis"]
+    }
+    assert {name: f">={oldest}" for name, (_, oldest) in NEEDS_FOR_REDIS.items()} == redis
     code = """
 import sys
 from agentmgr import codec

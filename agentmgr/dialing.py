@@ -12,6 +12,7 @@ import trio
 from attrs import frozen
 
 from .codec import from_answer, parse_json, to_json
+from .core.patience import Patience
 from .credentials import CLOSED, MANAGER, Credentials, explain, peer
 from .errors import CannotReachManager, CannotUseCluster, InvalidRequest
 from .replacing import replace
@@ -21,6 +22,7 @@ NODE_PROTOCOL = "agentmgr-node/1"
 
 DEFAULT_PORT = 9443
 DIAL_S = 5.0  #: until the manager has answered
+LONGEST_DIAL_S = 20.0  #: the same, for one that has dialled in vain before
 
 _LOOK_S = 1.0  #: between looks for another address of the manager
 
@@ -110,14 +112,26 @@ class ManagerFile:
                     return
 
 
+def dial_patience() -> Patience:
+    """Of a handshake with the manager; the way to it has `DIAL_S` each time."""
+    return Patience(DIAL_S, LONGEST_DIAL_S)
+
+
 async def dial(
-    manager: ManagerAddress, credentials: Credentials, protocol: str, *, source: str | None = None
+    manager: ManagerAddress,
+    credentials: Credentials,
+    protocol: str,
+    *,
+    source: str | None = None,
+    patience: Patience | None = None,
 ) -> trio.SSLStream[trio.SocketStream]:
-    """A connection to the manager of the cluster. `source`: the local address that it comes from.
+    """A connection to the manager of the cluster. `source`: the local address that it comes from. `patience`:
+    of one that dials until it gets through.
 
     Raises `OSError`, `CannotReachManager`, `CannotUseCluster`.
     """
-    stream = await connect(manager, credentials.client_context(protocol), source=source)
+    context = credentials.client_context(protocol)
+    stream = await connect(manager, context, source=source, patience=patience)
     found = peer(stream)
     if found is None or found.node_id != MANAGER:
         await trio.aclose_forcefully(stream)
@@ -126,19 +140,29 @@ async def dial(
 
 
 async def connect(
-    manager: ManagerAddress, context: ssl.SSLContext, *, source: str | None = None
+    manager: ManagerAddress,
+    context: ssl.SSLContext,
+    *,
+    source: str | None = None,
+    patience: Patience | None = None,
 ) -> trio.SSLStream[trio.SocketStream]:
     """TLS as the context has it. Raises `OSError`, `CannotReachManager`."""
+    patience = patience or dial_patience()
+    within_s = DIAL_S
     try:
-        with trio.fail_after(DIAL_S):
+        with trio.fail_after(within_s):
             tcp = await trio.open_tcp_stream(manager.host, manager.port, local_address=source)
+        within_s = patience.seconds
+        with trio.fail_after(within_s):
             stream = trio.SSLStream(tcp, context, https_compatible=True)
             async with AsyncExitStack() as unless_greeted:
                 unless_greeted.push_async_callback(trio.aclose_forcefully, stream)
                 await stream.do_handshake()
                 unless_greeted.pop_all()
+        patience.learn(in_vain=False)
     except trio.TooSlowError:
-        raise OSError(f"{manager} did not answer within {DIAL_S:g} s") from None
+        patience.learn(in_vain=True)
+        raise OSError(f"{manager} did not answer within {within_s:g} s") from None
     except trio.BrokenResourceError as error:
         why = explain(error) or CLOSED
         raise (NotNow if why == CLOSED else CannotReachManager)(f"{manager}: {why}") from error

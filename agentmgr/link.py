@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from .core.patience import Patience
 from .errors import InvalidRequest
 
 Sent = TypeVar("Sent")
@@ -15,6 +16,8 @@ Received = TypeVar("Received")
 
 HEARTBEAT_S = 1.0  #: of a link between machines: the longest that either side sends nothing
 SILENCE_S = 3.0  #: of a link between machines: a peer that sends nothing for so long counts as gone
+_LONGEST_SILENCE_S = 12.0  #: the same, where former links ended by that: less than a manager waits for a node
+_SOON_S = 60.0
 _LATE_S = (
     0.5  #: for a process to notice that time is up; one that was later has no right to call others silent
 )
@@ -22,6 +25,11 @@ STALL_S = 10.0  #: a peer that takes in nothing for so long is stalled
 LONGEST_LINE_BYTES = 2**26  #: far more than a table of 10,000 instances (2.6 MB)
 _CHUNK_BYTES = 2**18
 _HEARTBEAT = b"\n"  # an empty line
+
+
+def silence_patience() -> Patience:
+    """Of one side with the silence of the other, from link to link."""
+    return Patience(SILENCE_S, _LONGEST_SILENCE_S)
 
 
 class Link(Generic[Sent, Received]):
@@ -46,6 +54,8 @@ class Link(Generic[Sent, Received]):
         self._decode = decode
         self._heartbeat_s = heartbeat_s
         self._silence_s = silence_s
+        self.silent_soon = False  #: the peer was so, and the link is down by that, not long after it began
+        self._began = trio.current_time()
         self._received: list[bytes] = []  # complete lines, the next one last
         self._rest: list[bytes] = []  # of a line that is not complete yet
         self._rest_bytes = 0
@@ -100,6 +110,8 @@ class Link(Generic[Sent, Received]):
             if patience.cancelled_caught and trio.current_time() > patience.deadline + _LATE_S:
                 continue  # this process has not listened: it was busy, or suspended
             if not data:
+                soon = trio.current_time() < self._began + _SOON_S
+                self.silent_soon = patience.cancelled_caught and soon
                 return None
             *lines, rest = data.split(b"\n")
             if lines:

@@ -5,8 +5,8 @@ Parts, in reading order:
 * `launcher`: implements `supervisor.launcher` over all nodes; `core.placement` chooses among them. The slot
   and the child of an instance on another node are `remote_slot` and `remote_child`.
 * `node_handle`: one node, with its link and the calls that outlive it; `nodes`: all, and which are alive.
-* `listener`: where nodes link, by certificate (`newcomers`: who that is, is not known yet); `joining`: who
-  may be a node.
+* `listener`: where nodes link, by certificate (`accepting`: however many dial at once; `newcomers`: who that
+  is, is not known yet); `joining`: who may be a node.
 * `bundles` and `packing`: directories of agent files, sent as archives; `remote_log`: logs on nodes;
   `remote_sessions`: journals on nodes; `gateways`: gateway workers on nodes.
 * `claims`: what is reserved for our instances, by an engine, and which machines that has; `claim_demands`:

@@ -26,12 +26,13 @@ from ..errors import CannotReachManager, CannotUseCluster
 from ..node.joining import JOIN_PROTOCOL, Greeting, JoinAnswer, JoinRequest, receive, send
 from ..node.protocol import Unwelcome, encode
 from ..version import __version__
+from .accepting import accept_forever
 from .joining import FORGOTTEN, Joining
 from .newcomers import Newcomers
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_S = 5.0
+HANDSHAKE_S = 20.0  #: as long as the most patient peer waits: where this process is slow, it is not to blame
 _NEWCOMERS = 500  #: at once: connections of which it is not known yet whose they are
 _JOINS_PER_S = 20.0  #: answered for one address; further ones get the answer to ask again
 _FAREWELL_S = 2.0  #: for a peer to read why it was refused
@@ -60,8 +61,8 @@ class ClusterListener:
     ) -> None:
         """Until cancelled; closes the listeners."""
         async with trio.open_nursery() as nursery:
-            serve = trio.serve_listeners
-            await nursery.start(serve, self._guarded, list(listeners))
+            for listener in listeners:
+                nursery.start_soon(accept_forever, listener, self._guarded, nursery)
             task_status.started()
 
     async def _guarded(self, tcp: trio.SocketStream) -> None:

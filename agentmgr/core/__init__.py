@@ -13,6 +13,7 @@ An instance:
     amounts            what is to be reserved for it there, in words, and whether any machine has as much
     gpus               which GPUs of those that are reserved on its node it uses
     moves              where sessions are whose journal has moved to another node
+    patience           how long one waits for a manager that may be slow, and tries again and again
     liveness           which nodes are linked, silent or lost, and whether the manager itself is cut off
     cluster_fields     the fields of a registration that are about nodes: what is refused, what has no effect
     preloading         what a second stage of the fork server imports ahead, and which second stages there are

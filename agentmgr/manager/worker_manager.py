@@ -43,7 +43,7 @@ _SEATS_PER_WORKER_S = 0.01  #: so that 100 workers are told 100 times a second, 
 _MANY_SEATS = 1000  #: of more changes than that a worker hears once in `HEARTBEAT_S`
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
-_HELLO_S = 5.0  #: from connecting to the first message
+_HELLO_S = 20.0  #: from connecting to the first message; where this process is slow, it is not to blame
 _END_S = 30.0  #: from `End` to the end of a worker's process
 
 

@@ -23,7 +23,7 @@ from attrs import Factory, evolve, field, frozen
 
 from ..codec import from_answer, parse_json, to_json
 from ..credentials import Credentials
-from ..dialing import NODE_PROTOCOL, ManagerAddress, NotNow, dial
+from ..dialing import NODE_PROTOCOL, ManagerAddress, NotNow, dial, dial_patience
 from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster, InvalidRequest
 from ..generation import Generation
 from ..models.fields import new_id
@@ -178,6 +178,7 @@ class NodeDaemon:
         self._credentials = Credentials(directory / "credentials")
         self._source = config.address if _is_local(config.address) else None
         self._manager = manager_file(directory)
+        self._patience = dial_patience()
         self._renew_at = -float("inf")
         facts = Facts(
             node_id=config.node_id,
@@ -245,7 +246,9 @@ class NodeDaemon:
     async def _dial(self) -> trio.abc.Stream:
         await self._renew_if_due()
         manager = self._manager.to_dial()
-        stream = await dial(manager, self._credentials, NODE_PROTOCOL, source=self._source)
+        stream = await dial(
+            manager, self._credentials, NODE_PROTOCOL, source=self._source, patience=self._patience
+        )
         if not self.config.address:
             address = stream.transport_stream.socket.getsockname()[0]
             self.node.facts = evolve(self.node.facts, address=address)

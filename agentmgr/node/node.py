@@ -14,7 +14,7 @@ import trio
 
 from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster
 from ..generation import Generation, Obeyed
-from ..link import HEARTBEAT_S, SILENCE_S, Link
+from ..link import HEARTBEAT_S, Link, silence_patience
 from ..models import new_id, utc_now
 from ..supervisor.launcher import Launcher
 from ..supervisor.spawn import children_get_defaults
@@ -97,6 +97,7 @@ class Node:
         self._beside: list[Callable[[], Awaitable[None]]] = [launcher.run]
         self._standing: dict[Hashable, Report] = {}
         self._link: _Link | None = None
+        self._patience = silence_patience()
         self._unlinked_since = -math.inf
         self._forgotten_since: float | None = None  #: as its manager has said
         self._nursery: trio.Nursery | None = None
@@ -197,9 +198,10 @@ class Node:
         first_s, longest_s = _DIAL_PAUSE_S
         pause_s, known = first_s, ""
         while True:
-            began = trio.current_time()
+            began = math.inf
             try:
                 stream = await self._dial()
+                began = trio.current_time()
                 try:
                     problem = await self._talk(stream)
                 finally:
@@ -221,7 +223,8 @@ class Node:
         """One link, until it is down; returns why. Raises `InvalidRequest` for what no manager says, and
         `NotWelcome`.
         """
-        link = _Link(stream, encode, decode_order, heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S)
+        silence_s = self._patience.seconds
+        link = _Link(stream, encode, decode_order, heartbeat_s=HEARTBEAT_S, silence_s=silence_s)
         states = (instance.state for instance in self.instances.values())
         link.put(Hello(self.facts, VERSION, utc_now(), self._obeys), *in_pieces(tuple(filter(None, states))))
         link.put(*self._standing.values(), Complete())
@@ -230,6 +233,7 @@ class Node:
             return await talk(link, self._obey)
         finally:
             self._link = self.manager_id = None
+            self._patience.learn(in_vain=link.silent_soon)
             self._unlinked_since = trio.current_time()
 
     def _obey(self, message: Told) -> None:

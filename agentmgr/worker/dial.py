@@ -22,10 +22,11 @@ class Dialer:
         self._spec = spec
         if spec.manager is not None:
             from ..credentials import Credentials  # here: `ssl` is for clusters only
-            from ..dialing import ManagerFile
+            from ..dialing import ManagerFile, dial_patience
 
             assert spec.credentials is not None
             self._file, self._credentials = ManagerFile(spec.manager.file), Credentials(spec.credentials)
+            self._patience = dial_patience()
             self.moved = self._file.moved
 
     async def dial(self) -> trio.abc.Stream:
@@ -38,6 +39,7 @@ class Dialer:
 
         try:
             source = self._spec.manager.source
-            return await dial(self._file.to_dial(), self._credentials, WORKER_PROTOCOL, source=source)
+            manager, patience = self._file.to_dial(), self._patience
+            return await dial(manager, self._credentials, WORKER_PROTOCOL, source=source, patience=patience)
         except AgentManagerError as error:
             raise OSError(error.message) from error

@@ -23,7 +23,7 @@ from ..core.routing import Gate
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest, leaves
-from ..link import HEARTBEAT_S, SILENCE_S, Link
+from ..link import HEARTBEAT_S, Link, silence_patience
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..protocol import COME_BACK
 from ..proxy import Certificate, GatewayLimits, Identity
@@ -60,6 +60,7 @@ class Worker:
         self._spec = spec
         self._link: Link[Report, Order] | None = None  # while a manager listens
         self._talk = trio.CancelScope()  # with that one
+        self._patience = silence_patience()  # with a manager on another machine
         self._lease = Lease(spec.lease_s) if spec.node_id else None
         self._renewed = trio.Event()
         self._unheard: deque[ConnectionEnd] = deque(maxlen=_MOST_ENDS)
@@ -202,16 +203,22 @@ class Worker:
                     trouble = str(error)
                     logger.warning("not linked with the manager: %s; trying again", trouble)
             else:
+                began = trio.current_time()
                 async with stream:
                     await self._converse(stream, nursery)
-                pause, trouble = _FIRST_RETRY_S, ""
+                trouble, lasted = "", trio.current_time() - began > _LAST_RETRY_S
+                pause = _FIRST_RETRY_S if lasted else min(pause * 2, _LAST_RETRY_S)
             await trio.sleep(pause * random.uniform(0.5, 1.5))
 
     async def _converse(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         """Returns when the manager has gone, or does not answer."""
         if self._lease is not None:
             link = Link[Report, Order](
-                stream, protocol.encode, protocol.decode_order, heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S
+                stream,
+                protocol.encode,
+                protocol.decode_order,
+                heartbeat_s=HEARTBEAT_S,
+                silence_s=self._patience.seconds,
             )
         else:
             link = Link(stream, protocol.encode, protocol.decode_order, silence_s=protocol.SILENCE_S)
@@ -234,6 +241,7 @@ class Worker:
                 next(leaves(group)),
             )
         finally:
+            self._patience.learn(in_vain=link.silent_soon)
             self._detach(link)
 
     def _attach(self, link: Link[Report, Order]) -> None:

@@ -34,7 +34,9 @@ from attrs import Factory, define
 
 from agentmgr.client import ManagerClient
 from agentmgr.client.http import request
+from agentmgr.dialing import DIAL_S
 from agentmgr.errors import AgentManagerError
+from agentmgr.link import SILENCE_S
 from agentmgr.models import ServiceConfig
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
@@ -164,6 +166,7 @@ class Sums:
 class Spent:
     """What a part of the trial has taken."""
 
+    began: float = Factory(trio.current_time)
     seconds: float = 0.0
     cpu_s: float = 0.0
     traffic: Counter[str] = Factory(Counter)
@@ -497,6 +500,22 @@ class Trial:
             while (await self.manager.client.get_connection_stats())["total_connections"] < total * 0.99:  # noqa: ASYNC110
                 await trio.sleep(0.5)
 
+    async def cut(self) -> None:
+        """The manager stands still for as long as it takes all others to give it up, and to dial in vain."""
+        seconds = SILENCE_S + 3 * DIAL_S
+        os.kill(self.manager.process.pid, signal.SIGSTOP)
+        await trio.sleep(seconds)
+        os.kill(self.manager.process.pid, signal.SIGCONT)
+        async with self.spent() as spent:
+            await self.all_linked()
+            linked = trio.current_time()
+            await self.all_routable()
+        row(
+            f"all links are cut at once, for {seconds:.0f} s",
+            f"all are linked again after {linked - spent.began:.1f} s, and all gateways have the table after "
+            f"{spent.seconds:.1f} s, {spent.cpu_s:.1f} s CPU",
+        )
+
     async def lose(self) -> None:
         """A machine loses its power."""
         name = self.names[-1]
@@ -524,7 +543,7 @@ class Trial:
         row("the database", f"{self.manager.database_mb:.1f} MB")
 
 
-PARTS = ("idle", "change", "come", "churn", "ask", "restart", "kill", "lose", "back", "size")
+PARTS = ("idle", "change", "come", "churn", "ask", "restart", "cut", "kill", "lose", "back", "size")
 
 
 @contextmanager

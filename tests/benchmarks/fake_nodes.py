@@ -36,9 +36,9 @@ from agentmgr.core.restart import Exit
 from agentmgr.core.routing import Backend, BackendState, Gate, Router, RoutingTable
 from agentmgr.core.shared_seats import Grant, SharedSeats
 from agentmgr.credentials import Credentials
-from agentmgr.dialing import NODE_PROTOCOL, ManagerAddress, dial
+from agentmgr.dialing import NODE_PROTOCOL, ManagerAddress, dial, dial_patience
 from agentmgr.errors import AgentManagerError
-from agentmgr.link import HEARTBEAT_S, SILENCE_S, Link
+from agentmgr.link import HEARTBEAT_S, Link, silence_patience
 from agentmgr.models import Connection, ConnectionEnd, InstanceRecord, Usage, utc_now
 from agentmgr.node.daemon import join_cluster, new_config
 from agentmgr.node.joining import Secret
@@ -51,6 +51,7 @@ from agentmgr.worker.dial import WORKER_PROTOCOL
 
 _TICK_S = 0.05  #: between two looks at what is due
 _GATES_FROM = 30_000  #: nobody dials them
+_JOIN_AT_ONCE = 5  #: in each process
 _REDIAL_S = (0.02, 0.5)  #: as a worker's
 
 
@@ -154,14 +155,16 @@ class FakeGateway:
         self._tickets, self._version = count(1), 0
         self._link: Link[protocol.Report, protocol.Order] | None = None
         self._lease = Lease(30.0)
+        self._patience = silence_patience()
         self._unheard: list[ConnectionEnd] = []
 
     async def run(self) -> None:
         """Until cancelled: a manager after the other, as a worker does."""
         pause_s, credentials, source = _REDIAL_S[0], self._node.credentials, self._node.address
+        manager, patience = self._player.manager, dial_patience()
         while True:
             with suppress(OSError, AgentManagerError, trio.BrokenResourceError):
-                stream = await dial(self._player.manager, credentials, WORKER_PROTOCOL, source=source)
+                stream = await dial(manager, credentials, WORKER_PROTOCOL, source=source, patience=patience)
                 try:
                     await self._converse(Counting(stream, self._player.traffic, "gateway"))
                     pause_s = _REDIAL_S[0]
@@ -172,7 +175,13 @@ class FakeGateway:
             pause_s = min(2 * pause_s, _REDIAL_S[1])
 
     async def _converse(self, stream: trio.abc.Stream) -> None:
-        link = Link(stream, protocol.encode, _decode, heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S)
+        link = Link(
+            stream,
+            protocol.encode,
+            _decode,
+            heartbeat_s=HEARTBEAT_S,
+            silence_s=self._patience.seconds,
+        )
         hello = protocol.Hello(
             self.worker_id, self._node.address, 9090, False, 0, "bench", False, protocol.VERSION,
             os.getpid(), Gate(self._node.address, _GATES_FROM),
@@ -195,6 +204,8 @@ class FakeGateway:
                 nursery.cancel_scope.cancel()
         except* trio.BrokenResourceError:
             pass
+        finally:
+            self._patience.learn(in_vain=link.silent_soon)
 
     def _detach(self) -> None:
         if self._link is not None:
@@ -347,6 +358,7 @@ class FakeNode:
         self.gateway = FakeGateway(player, self)
         self.node: Node
         self._gateway_runs = trio.Event()
+        self._dial_patience = dial_patience()
         self._scope = trio.CancelScope()
 
     async def join(self, secret: Secret) -> None:
@@ -365,7 +377,13 @@ class FakeNode:
         self.node.handle(KillGateway, lambda order: Done())
 
     async def _dial(self) -> trio.abc.Stream:
-        stream = await dial(self._player.manager, self.credentials, NODE_PROTOCOL, source=self.address)
+        stream = await dial(
+            self._player.manager,
+            self.credentials,
+            NODE_PROTOCOL,
+            source=self.address,
+            patience=self._dial_patience,
+        )
         return Counting(stream, self._player.traffic, "node")
 
     def _keep_gateways(self, order: KeepGateways) -> Done:
@@ -409,10 +427,16 @@ class Player:
     async def join(self, manager: list[Any], secret: str, nodes: dict[str, str], services: list[str]) -> None:
         """`nodes`: addresses by name. Returns when all have joined."""
         self.manager, self._services = ManagerAddress(*manager), services
+        few = trio.CapacityLimiter(_JOIN_AT_ONCE)
+
+        async def join(node: FakeNode) -> None:
+            async with few:
+                await node.join(Secret.parse(secret))
+
         async with trio.open_nursery() as joining:
             for name, address in nodes.items():
                 node = self.nodes[name] = FakeNode(self, name, address, self._directory / name)
-                joining.start_soon(node.join, Secret.parse(secret))
+                joining.start_soon(join, node)
         for node in self.nodes.values():
             self._nursery.start_soon(node.run)
 

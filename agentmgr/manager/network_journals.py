@@ -55,6 +55,7 @@ class _Known:
     """What was seen of one journal."""
 
     trouble: str | None = None
+    reached: bool = False  #: ever, by this manager
     figures: Mapping[str, ArchiveFigures] = field(factory=dict)  #: by service id
     redis: Redis | None = None  #: while `run` keeps it open
     gone: trio.Event = field(factory=trio.Event)  #: it is not needed any more
@@ -198,7 +199,7 @@ class NetworkJournals:
                 before = known.trouble
                 try:
                     known.figures = await self._look(url, [spec.service_id for spec in self._services()])
-                    known.trouble = None
+                    known.trouble, known.reached = None, True
                 except StorageError as error:
                     known.trouble = error.message
                 if known.trouble != before:
@@ -214,7 +215,10 @@ class NetworkJournals:
             for url, known in self._known.items()
             if known.trouble is None and not any(one.sessions for one in known.figures.values())
         }
-        remembered = in_use | (self._remembered - empty)
+        # What was never reached, and that no instance was given, is mistyped: nothing can be there.
+        used = {url for url, known in self._known.items() if known.reached}
+        used |= {run.url for run in self._runs.values()}
+        remembered = (in_use & used) | (self._remembered - (empty - in_use))
         if remembered != self._remembered:
             try:
                 _write(self._file, remembered)
@@ -222,7 +226,7 @@ class NetworkJournals:
                 log.error("%s cannot be written: %s", self._file, error.strerror)
                 return
             self._remembered = remembered
-        for gone in self._known.keys() - remembered:
+        for gone in self._known.keys() - remembered - in_use:
             self._known.pop(gone).gone.set()
 
     async def _look(self, url: str, services: Sequence[str]) -> Mapping[str, ArchiveFigures]:

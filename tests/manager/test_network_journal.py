@@ -156,3 +156,15 @@ async def test_while_redis_is_away_it_is_said_and_sessions_that_are_elsewhere_ar
             with pytest.raises(WrongState, match=r"kept on unix://.*changed back"):
                 await manager.sessions.say(session_id, "there?")
             nursery.cancel_scope.cancel()
+
+
+async def test_a_mistyped_url_is_forgotten_with_the_setting(db: Path, tmp_path: Path) -> None:
+    async def findings(settings: Settings) -> list[str]:
+        async with AgentManager(db, settings=settings) as manager:
+            if settings.sessions_url is not None:
+                await eventually(lambda: "nowhere" in str(manager.get_info()["degraded"]))
+            return [it.what for it in await manager.diagnose() if it.what.startswith("sessions in")]
+
+    mistyped = f"unix://{tmp_path}/nowhere.sock"
+    assert await findings(Settings(sessions_url=mistyped)) == [f"sessions in {mistyped}"]
+    assert await findings(Settings()) == []

@@ -76,8 +76,12 @@ async def whole_id(manager: ReadsManager, given: str) -> str:
 
 def _note_unreadable(page: SessionPage) -> None:
     for name in page.unreadable:
-        of_node = " " in name  # as in `node b`; the name of a service has no space
-        how = "`agentmgr nodes` and the manager's log say" if of_node else f"`agentmgr sessions {name}` says"
+        if "://" in name:  # a journal in a Redis
+            how = "`agentmgr doctor` says"
+        elif " " in name:  # as in `node b`; the name of a service has no space
+            how = "`agentmgr nodes` and the manager's log say"
+        else:
+            how = f"`agentmgr sessions {name}` says"
         note(f"the sessions of {name} cannot be read now: {how} why")
 
 

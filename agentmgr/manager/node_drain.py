@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from .cluster import JoinedCluster
     from .control_plane import ControlPlane
 
-DRAIN_S = 300.0
-"""To start what takes the place of a node's instances, and for the turns of these to end (`drain_timeout` of
-each service)."""
-
 _ENDING = (ServiceStatus.DRAINING, ServiceStatus.STOPPING)
 
 
@@ -30,7 +26,8 @@ async def drain(
     plane: ControlPlane, cluster: JoinedCluster, ref: str, timeout_s: float, *, by_itself: bool = False
 ) -> DrainedNode:
     """Cordons it, and moves what runs there, all at once: each instance is drained and ended when one that
-    takes its place is ready elsewhere. What cannot move runs on, and so does what has not moved in time.
+    takes its place is ready elsewhere. What cannot move runs on, and so does what has not moved in time:
+    successors have to start in it, and turns to end (`drain_timeout` of each service).
 
     A job is not interrupted: its end is waited for. The sessions that are kept there move too, unless their
     service stays. To drain a node again goes on with what is left. `by_itself`: the node has asked for it,

@@ -19,6 +19,8 @@ from .node_handle import NodeHandle
 log = logging.getLogger(__name__)
 
 OWN = ""  #: the node id of the manager's own machine
+_RUNS_EVERY_S = 1.0  #: while a node is silent: so it is seen when the manager itself does not run
+_LATE_S = 0.5  #: less is no wonder
 
 
 class NodesObserver(Protocol):
@@ -74,6 +76,7 @@ class Nodes:
         self._of_machines: dict[str, Mapping[str, str]] = {}  # labels, by node id
         self._gone: dict[str, str] = {}  # what the engine says, by node id
         self._again = trio.Event()  #: set when the time of the next look may be another one
+        self._runs_by = math.inf  #: when `run` goes on at the latest
         self._liveness.add(OWN, trio.current_time(), was_linked=True, cordoned=cordoned)
         self._liveness.link_up(OWN, trio.current_time())
         self._look()
@@ -82,7 +85,9 @@ class Nodes:
         """Gives up nodes that are silent for too long; until cancelled."""
         while True:
             self._again = trio.Event()
-            with trio.move_on_at(math.inf if self.retired else self._liveness.next_look()) as until:
+            due = math.inf if self.retired else self._liveness.next_look()
+            self._runs_by = due if due == math.inf else min(due, trio.current_time() + _RUNS_EVERY_S)
+            with trio.move_on_at(self._runs_by) as until:
                 await self._again.wait()
             if until.cancelled_caught:
                 self._look()
@@ -242,7 +247,11 @@ class Nodes:
         """Decides, and tells of what has changed."""
         if self.retired:
             return
-        before, changes = self._liveness.held_back, self._liveness.look(trio.current_time())
+        now = trio.current_time()
+        if (late_s := now - self._runs_by) > _LATE_S:
+            self._liveness.was_late(late_s)
+            self._runs_by = now
+        before, changes = self._liveness.held_back, self._liveness.look(now)
         if (held_back := self._liveness.held_back) and not before:
             log.warning("%s", held_back)
         elif before and not held_back:

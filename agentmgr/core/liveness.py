@@ -17,6 +17,7 @@ The rules, for each node:
   Then none of them is lost before the engine says so: else the manager would start all instances on the one
   node that it reaches, its own, which counts as linked.
 * A daemon that has ended in order said so: its silence is no sign that the manager is cut off.
+* Time in which the manager itself did not run, as its machine was paused or busy, is no silence of a node.
 * That ends when at most half of these nodes are still down. They get `lost_after` from then on: nodes come
   back one after the other.
 * Nodes that an earlier manager knew count as linked ones only if they ran something, or have linked since:
@@ -84,6 +85,13 @@ class Liveness:
         """`in_order`: its daemon has said that it ends."""
         facts = self._nodes[node_id]
         facts.linked, facts.since, facts.counts = False, now, not in_order
+
+    def was_late(self, late_s: float) -> None:
+        """The manager did not run for so long, and so heard of no link that came up."""
+        for facts in self._nodes.values():
+            if not facts.linked:
+                facts.since += late_s
+        self._in_touch_since += late_s  # minus infinity stays
 
     def cordon(self, node_id: str, cordoned: bool) -> None:
         self._nodes[node_id].cordoned = cordoned

@@ -149,3 +149,29 @@ async def test_a_manager_that_reaches_no_node_says_that_it_is_cut_off(autojump_c
             nodes.forget(handle.node_id)
         assert nodes.troubles() == ()
         nursery.cancel_scope.cancel()
+
+
+async def test_time_in_which_the_manager_was_paused_is_no_silence_of_its_nodes(
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    nodes = Nodes("m1", "a")
+    nursery.start_soon(nodes.run)
+    handle = nodes.add("nod_b", "b")
+    daemon = Daemon(nodes, tmp_path, "nod_b")
+    await nursery.start(daemon.run)
+    await daemon.linked()
+
+    async def passes(seconds: float) -> None:
+        mock_clock.jump(seconds)
+        await trio.testing.wait_all_tasks_blocked()
+
+    await daemon.cut()
+    await daemon.linked(False)
+    await trio.testing.wait_all_tasks_blocked()
+    await passes(60)
+    assert handle.state is NodeState.SILENT
+    for _ in range(13):
+        await passes(1)
+    assert handle.state is NodeState.SILENT
+    await passes(1)
+    assert handle.state is NodeState.LOST

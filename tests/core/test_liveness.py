@@ -53,6 +53,17 @@ def test_a_link_that_comes_back_in_time_begins_a_new_silence() -> None:
     assert liveness.next_look() == 145
 
 
+def test_time_in_which_the_manager_did_not_run_is_no_silence() -> None:
+    liveness = cluster("b", "c", "d")
+    liveness.link_down("b", 0.0)
+    liveness.look(0.0)
+    liveness.was_late(20.0)
+    liveness.look(34.9)
+    assert states(liveness, "b", "c") == [NodeState.SILENT, NodeState.LINKED]
+    liveness.look(35.0)
+    assert states(liveness, "b") == [NodeState.LOST]
+
+
 def test_what_the_engine_says() -> None:
     liveness = cluster("b", "c")
     liveness.engine_says("b", "its raylet died")

@@ -37,6 +37,9 @@ _PATIENCE_S = 20.0  #: for another command that writes, or a manager on its way 
 _READY = b"ready\n"
 
 
+_HOW = "`agentmgr daemon` runs one, and `agentmgr start NAME` starts one in the background"
+
+
 @frozen
 class Found:
     """A manager that answers, a process that holds the database and does not, or neither."""
@@ -45,8 +48,8 @@ class Found:
     client: ManagerClient | None = None  #: of the manager that answers
     silent: bool = False
 
-    def required(self) -> ManagerClient:
-        """Raises `ManagerNotRunning`, and `ManagerError` where it does not answer."""
+    def required(self, how: str = _HOW) -> ManagerClient:
+        """Raises `ManagerNotRunning`, with `how` to run one, and `ManagerError` where it does not answer."""
         if self.client is not None:
             return self.client
         if self.silent:
@@ -56,10 +59,7 @@ class Found:
                 f"{self.paths.control_socket}: it is a program that embeds a manager without "
                 f"`serve_control`, or hangs; `kill {pid}` ends it"
             )
-        raise ManagerNotRunning(
-            f"no manager is running on {self.paths.database}; `agentmgr daemon` runs one, "
-            "and `agentmgr start NAME` starts one in the background"
-        )
+        raise ManagerNotRunning(f"no manager is running on {self.paths.database}; {how}")
 
 
 async def find_manager(paths: RuntimePaths, *, patience_s: float = _MOMENT_S) -> Found:
@@ -88,9 +88,9 @@ async def _answers(paths: RuntimePaths) -> bool:
     return True
 
 
-async def running(cli: Cli) -> ManagerClient:
-    """The manager that runs. Raises `ManagerNotRunning`, `ManagerError`."""
-    return (await find_manager(cli.paths)).required()
+async def running(cli: Cli, how: str = _HOW) -> ManagerClient:
+    """The manager that runs. Raises `ManagerNotRunning`, with `how` to run one, and `ManagerError`."""
+    return (await find_manager(cli.paths)).required(how)
 
 
 @asynccontextmanager

@@ -51,6 +51,7 @@ def test_registering_and_changing_needs_no_manager(here: Any) -> None:
 def test_what_needs_a_manager_says_so(here: Any) -> None:
     assert "no manager is running" in here.fails("disconnect", "conn_1")
     assert "no manager is running" in here.fails("events", "--follow")
+    assert "`agentmgr daemon --cluster joined` runs one" in here.fails("nodes")
 
 
 def test_rules_can_be_tried_before_anything_runs(here: Any) -> None:

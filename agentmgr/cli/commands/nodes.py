@@ -22,6 +22,7 @@ from ..watch import progress
 if TYPE_CHECKING:
     from ...models import DrainedNode, Node
 
+_HOW = "`agentmgr daemon --cluster joined` runs one for several machines, with Ray `--cluster ray`"
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -53,7 +54,7 @@ async def _list(cli: Cli, output: str) -> None:
     CPU and memory are what the instances use; 100% is one core. With Ray: how many GPUs and CPUs are reserved
     for instances, of how many.
     """
-    nodes = await (await running(cli)).list_nodes()
+    nodes = await (await running(cli, _HOW)).list_nodes()
     if output == "json":
         say_json(nodes)
         return
@@ -96,7 +97,7 @@ def _labels(node: Node) -> str:
 @format_option
 async def _show(cli: Cli, name: str, output: str) -> None:
     """Show a node: its state and why, what runs there, its versions and its clock."""
-    manager = await running(cli)
+    manager = await running(cli, _HOW)
     node = await manager.get_node(name)
     if output == "json":
         say_json(node)
@@ -140,7 +141,7 @@ async def _show(cli: Cli, name: str, output: str) -> None:
 @click.option("--file", type=FILE, metavar="FILE", help="Write it there, for its owner only to read.")
 async def _invite(cli: Cli, uses: int, expires: str, file: str | None) -> None:
     """Make a secret, and print it: this once. A machine joins with it by `agentmgr node --join`."""
-    manager = await running(cli)
+    manager = await running(cli, _HOW)
     if file is not None:
         _write(file, "")  # first: what cannot be written would be lost
     made = await manager.invite_nodes(uses=uses, expires_in_s=seconds("--expires", expires))
@@ -180,7 +181,7 @@ def seconds(option: str, text: str) -> float:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NODE)
 async def _cordon(cli: Cli, names: tuple[str, ...]) -> int:
     """Place nothing new on a node. What runs there stays; `agentmgr nodes drain NAME` moves it away."""
-    manager = await running(cli)
+    manager = await running(cli, _HOW)
 
     async def cordon(name: str) -> None:
         await manager.cordon_node(name)
@@ -193,7 +194,7 @@ async def _cordon(cli: Cli, names: tuple[str, ...]) -> int:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NODE)
 async def _uncordon(cli: Cli, names: tuple[str, ...]) -> int:
     """Place instances on a node again."""
-    manager = await running(cli)
+    manager = await running(cli, _HOW)
 
     async def uncordon(name: str) -> None:
         await manager.cordon_node(name, cordoned=False)
@@ -223,7 +224,7 @@ async def _drain(cli: Cli, names: tuple[str, ...], patience: str) -> int:
     when this command is interrupted; to drain a node again goes on with what is left there.
     """
     timeout_s = seconds("--timeout", patience)
-    manager = await running(cli)
+    manager = await running(cli, _HOW)
     code = 0
 
     async def cordon(name: str) -> None:
@@ -257,7 +258,7 @@ async def _forget(cli: Cli, names: tuple[str, ...]) -> int:
 
     Its certificate lets it in no longer. A node that is linked is not forgotten: end its daemon first.
     """
-    manager = await running(cli)
+    manager = await running(cli, _HOW)
 
     async def forget(name: str) -> None:
         await manager.forget_node(name)

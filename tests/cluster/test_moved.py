@@ -96,6 +96,9 @@ def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own
             assert all(map(alive, pids.values()))
             refused = shell.fails("daemon", "--cluster", "joined", "--cluster-host", "127.0.0.1")
             assert "this manager was replaced" in refused
+            ended = shell("shutdown")  # what serves at the old place ends, and nothing else
+            assert (ended.returncode, "what ran on b, c" in ended.stderr) == (0, True)
+            assert all(map(alive, pids.values()))
 
             # A file that is damaged moves nothing, and is mended by the same command.
             file = cluster.directory("c") / "agent_node.d/manager.json"

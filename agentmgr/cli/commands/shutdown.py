@@ -25,7 +25,10 @@ async def command(cli: Cli, leave_running: bool) -> None:
         from ..offline import offline  # brings SQLite, which a running manager makes needless
 
         async with offline(cli.paths) as found:
-            left = [service.name for service in await found.list_services() if service.instances]
+            services = await found.list_services()
+        # Those on nodes are not this machine's: their manager may be on another one by now.
+        left = [it.name for it in services if any(not instance.node_id for instance in it.instances)]
+        nodes = sorted({instance.node for it in services for instance in it.instances if instance.node_id})
         if left:
             raise ManagerNotRunning(
                 f"no manager is running, and instances of {', '.join(left)} run without one: "
@@ -37,6 +40,8 @@ async def command(cli: Cli, leave_running: bool) -> None:
             note(f"no manager is running; ended what served its gateway, {count} processes")
         else:
             note("no manager is running")
+        if nodes:
+            note(f"what ran on {', '.join(nodes)} when one did is not ended by this")
         return
     client = manager.required()
     async with progress(client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
@@ -32,6 +33,10 @@ ENGINE_SETTLE_S = 10.0
 
 
 _LOOKS = 50  #: for a node, before other tasks have their turn: 10 ms among 100 nodes
+
+
+_SHORTAGES = 2
+"""So often an instance meets a shortage on a node before it tries another one, away from its sessions."""
 
 
 class Members(Protocol):
@@ -70,6 +75,7 @@ class ClusterSlot:
         self._spec, self._instance_id, self._position = spec, instance_id, position
         self._node_id = ""
         self._slot: Slot | RemoteSlot | None = None  #: on that node
+        self._shortages = Counter[str]()  # by node, since it was launched last
 
     async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
         nodes, placed = self._launcher.nodes, self._launcher.placed
@@ -116,6 +122,7 @@ class ClusterSlot:
             selectors(config.place_on),
             pack=config.spread == Spread.PACK,
             bound_to=placed.last(spec.service_id, self._position) if waits else None,
+            short_on=frozenset(it for it, times in self._shortages.items() if times >= _SHORTAGES),
         )
 
     def _be_on(self, node_id: str) -> None:
@@ -137,7 +144,14 @@ class ClusterSlot:
             raise CannotLaunch(Cause.SHORTAGE, "no node was chosen for it")
         if (claims := self._launcher.claims) is not None:
             gpus = claims.gpus(self._instance_id)
-        return await self._slot.launch(gpus)
+        try:
+            child = await self._slot.launch(gpus)
+        except CannotLaunch as problem:
+            if problem.cause is Cause.SHORTAGE:
+                self._shortages[self._node_id] += 1
+            raise
+        self._shortages.clear()
+        return child
 
     def adopt(self, record: InstanceRecord) -> Child | None:
         if record.node_id and self._launcher.nodes.get(record.node_id) is None:

@@ -4,7 +4,8 @@ The rules:
 
 * A node can take it while it is linked, not cordoned, and all selectors match its labels.
 * An instance goes back to the node that its position was on before, if that can take it: its bundle, its port
-  and the journal of its sessions are there.
+  and the journal of its sessions are there. So where it could not be launched again and again, as on a node
+  whose disk is full, the others come first.
 * Else it goes to the node with the fewest instances of its service, of those to the one with the fewest
   instances at all. With `pack` it is the most instead, so that few nodes are in use.
 * Ties go by the node's name. So the same state has the same answer.
@@ -44,6 +45,7 @@ class Wish:
     place_on: tuple[Selector, ...] = ()
     pack: bool = False
     bound_to: str | None = None  #: the id of the node to wait for while that is known; None: any node will do
+    short_on: frozenset[str] = frozenset()  #: ids of nodes that could not launch it for want of something
 
 
 @frozen
@@ -129,6 +131,7 @@ def place(wish: Wish, nodes: Iterable[Candidate], placed: Placed) -> str | Nowhe
         return Nowhere(
             f"waits for {_asked_for(wish, bound_to)}: {_why_none(wish, bound_to or nodes, fitting)}"
         )
+    free = [node for node in free if node.node_id not in wish.short_on] or free
     before = placed.last(wish.service_id, wish.position)
     if any(node.node_id == before for node in free):
         assert before is not None

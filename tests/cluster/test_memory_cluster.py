@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from agentmgr.core.restart import Exit
 from agentmgr.models import ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.testing.memory_cluster import MemoryCluster, Process, memory_cluster
 
@@ -58,6 +59,16 @@ async def test_what_a_lost_machine_ran_is_started_elsewhere_and_ended_there_when
     cluster.mend("b")
     await trio.sleep(30)
     assert where(cluster) == Counter("aacd")
+
+
+async def test_what_a_node_cannot_launch_for_want_of_something_goes_elsewhere(
+    cluster: MemoryCluster, autojump_clock: object
+) -> None:
+    cluster.machines["b"].processes.refuse_next(100, reason="the disk is full")
+    [there] = [it for it in cluster.alive if it.machine == "b"]
+    there.die(Exit(code=1))
+    await trio.sleep(60)
+    assert Counter(it.machine for it in cluster.alive) == Counter("aacd")
 
 
 async def test_a_machine_that_comes_back_empty_in_time_gets_its_own_again(

@@ -87,6 +87,17 @@ def test_a_position_goes_back_to_its_node_while_that_can_take_it() -> None:
     assert place(Wish("mine", 0), ABC, placed) == "nod_c"
 
 
+def test_a_node_that_is_short_of_something_comes_after_all_others() -> None:
+    placed = Placed()
+    placed.put("i1", "mine", 0, "nod_b")
+    placed.remove("i1")
+    assert place(Wish("mine", 0, short_on=frozenset({"nod_b"})), ABC, placed) == "nod_a"
+    assert place(Wish("mine", 0, short_on=frozenset({"nod_a", "nod_b"})), ABC, placed) == "nod_c"
+    everywhere = frozenset({"nod_a", "nod_b", "nod_c"})
+    assert place(Wish("mine", 0, short_on=everywhere), ABC, placed) == "nod_b"
+    assert place(Wish("mine", 0, bound_to="nod_b", short_on=frozenset({"nod_b"})), ABC, placed) == "nod_b"
+
+
 @pytest.mark.parametrize(
     ("nodes", "wish", "reason"),
     [

@@ -359,7 +359,9 @@ async def test_whatever_of_asyncio_fails_in_trio_the_switch_is_named(what):
             assert 'RUNTIME = "asyncio"' in (await client.ask("hi"))["content"]["message"]
 
     await is_told()
-    # Here, and not in another test, where what it warns of is an error; no frame holds the host any more.
+    # Here, and not in another test, where what it warns of is an error; no frame holds the host any more, and
+    # this thread no longer the loop that `gather` and others have made for it.
+    asyncio.set_event_loop(None)
     gc.collect()
 
 

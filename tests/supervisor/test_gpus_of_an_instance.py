@@ -8,6 +8,7 @@ import trio
 from agentmgr.models import ServiceConfig, ServiceSpec
 from agentmgr.supervisor.environment import OF_RAY
 from agentmgr.supervisor.local import LocalLauncher
+from tests.conditions import until
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,9 @@ async def test_an_instance_sees_its_gpus_and_no_token(
     slot = launcher.slot(ServiceSpec("svc", ServiceConfig(command=("sleep", "1000"), env=env)), "ins_x", 0)
     child = await slot.launch(gpus)
     try:
-        words = Path(f"/proc/{child.record.pid}/environ").read_bytes().decode().split("\0")
+        environ = Path(f"/proc/{child.record.pid}/environ")
+        await until(lambda: b"CUDA_VISIBLE_DEVICES=" in environ.read_bytes())  # it has been executed by then
+        words = environ.read_bytes().decode().split("\0")
     finally:
         with trio.CancelScope(shield=True):
             child.kill()

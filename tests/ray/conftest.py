@@ -188,3 +188,13 @@ def a_ray(tmp_path: Path) -> ARay:
             ray.end()
 
     return make
+
+
+def bridges_of(pid: int) -> list[int]:
+    """The bridges to Ray that this manager has now."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():  # each has children of its own
+        with suppress(OSError):  # it has just ended, or its child has
+            children = (thread / "children").read_text().split()
+            found += [int(it) for it in children if b"ray_bridge" in Path(f"/proc/{it}/cmdline").read_bytes()]
+    return found

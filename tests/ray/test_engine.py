@@ -23,7 +23,7 @@ from agentmgr.generation import Generation
 from tests.conditions import until
 from tests.ports import own_port
 from tests.processes import alive, end_all_in
-from tests.ray.conftest import HEAD, Ray
+from tests.ray.conftest import HEAD, Ray, bridges_of
 
 CLUSTER = "tests"
 TOLD_WITHIN_S = 30.0  #: what is wrong with the connection
@@ -144,17 +144,8 @@ def daemon_at(ray: Ray, number: int) -> int:
 
 
 def bridge_of_this_test() -> int:
-    threads = Path("/proc/self/task").iterdir()  # each has children of its own
-    children = [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-    [pid] = [pid for pid in children if b"ray_bridge" in command_of(pid)]
+    [pid] = bridges_of(os.getpid())
     return pid
-
-
-def command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def own(name: str) -> str:

@@ -6,14 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from websockets.sync.client import ClientConnection, connect
 
 from tests.cli.conftest import ECHO, Shell
 from tests.cluster.conftest import Cluster
 from tests.conditions import heard
-from tests.ray.conftest import ARay, Ray
+from tests.ray.conftest import ARay, Ray, bridges_of
 
 CLIENTS = 6
 BRIDGES = 3  #: that are killed, each a second or more after the one before; 20 where nobody waits for it
@@ -35,13 +34,6 @@ def managed(shell: Shell, ray: Ray) -> Iterator[Cluster]:
 def answer(client: ClientConnection, message: str) -> str:
     client.send(message)
     return str(heard(client))
-
-
-def bridges_of(pid: int) -> list[int]:
-    """The bridges to Ray that this manager has now."""
-    threads = list(Path(f"/proc/{pid}/task").iterdir())  # each has children of its own
-    children = [int(it) for thread in threads for it in (thread / "children").read_text().split()]
-    return [it for it in children if b"ray_bridge" in Path(f"/proc/{it}/cmdline").read_bytes()]
 
 
 def test_no_session_notices_the_death_of_any_part_of_ray(a_ray: ARay, shell: Shell) -> None:
@@ -73,6 +65,7 @@ def test_no_session_notices_the_death_of_any_part_of_ray(a_ray: ARay, shell: She
             cluster.until(lambda: bridges_of(cluster.processes[""].pid))
             [bridge] = bridges_of(cluster.processes[""].pid)
             os.kill(bridge, signal.SIGKILL)
+            cluster.until(lambda: bridge not in bridges_of(cluster.processes[""].pid))  # noqa: B023
             all_go_on()
 
         ray.kill_raylet(0)

@@ -94,4 +94,5 @@ def test_no_session_notices_the_death_of_any_part_of_ray(a_ray: ARay, shell: She
         cluster.until(lambda: len(cluster.placed("reserved")) == 4)
         assert {position: cluster.pids("reserved")[position] for position in (0, 1)} == pids["reserved"]
         shell.ok("scale", "reserved", "2")
+        cluster.until(lambda: cluster.pids("reserved") == pids["reserved"])  # the others have ended
         all_go_on()

@@ -108,7 +108,7 @@ class Claims:
                 renewal.scope.cancel()
                 await renewal.done.wait()
             while (node_id := self._usable(kept, wish, waits)) is None:
-                if kept.claim is not None:  # `waits` was told for what
+                if kept.claim is not None:  # `_usable` has said what it waits for
                     await self._nodes.news.park()
                     continue
                 where = self._where(kept.demand, wish)
@@ -249,7 +249,7 @@ class Claims:
     # Inside
 
     async def _revive(self) -> None:
-        """What ends the daemon of a node that is silent already is seen by nobody."""
+        """Nobody sees a daemon die whose node is silent already: so it is asked for again and again."""
         while True:
             await trio.sleep(_REVIVE_S)
             for node in self._nodes.candidates():

@@ -73,7 +73,7 @@ class NodeDrain:
     def __init__(self, supervisor: Supervisor, launcher: ClusterLauncher, node_id: str) -> None:
         self._supervisor, self._launcher, self._node_id = supervisor, launcher, node_id
         self._seen = set[str]()  # ids of the instances that ran there
-        self._left: dict[str, str] = {}  # why it is there still, by instance id
+        self._left: dict[str, str] = {}  # why an instance has not moved, by its id
 
     async def run(self) -> None:
         """Returns when nothing runs there that could move or end."""

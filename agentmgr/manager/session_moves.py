@@ -298,7 +298,7 @@ class SessionMover:
             self._landing.discard((service_id, to))
 
     async def _send(self, known: JournalPlace, move: JournalMove, size: int) -> bool:
-        """The copy of that size to the node that it moves to; whether it is there."""
+        """Sends the copy, of that size, to the node that it moves to. Returns whether it has arrived."""
         service_id, move_id = known.service_id, move.move_id
         there = (await self._ask(move.to, WriteCopy(service_id, move_id, 0), CopyWritten)).bytes
         while there < size:

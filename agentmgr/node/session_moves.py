@@ -32,11 +32,16 @@ def _is_id(_: object, attribute: object, value: str) -> None:
 
 
 @frozen
-class CopySessions:
-    """Answered by `SessionsCopied`; refused while an instance of the service runs here."""
+class OfMove:
+    """Of one move of one service's sessions."""
 
     service_id: str = field(validator=_is_id)
     move_id: str = field(validator=_is_id)
+
+
+@frozen
+class CopySessions(OfMove):
+    """Answered by `SessionsCopied`; refused while an instance of the service runs here."""
 
 
 @frozen
@@ -45,11 +50,9 @@ class SessionsCopied:
 
 
 @frozen
-class ReadCopy:
+class ReadCopy(OfMove):
     """Answered by `CopyPiece`."""
 
-    service_id: str = field(validator=_is_id)
-    move_id: str = field(validator=_is_id)
     offset: int
 
 
@@ -59,11 +62,9 @@ class CopyPiece:
 
 
 @frozen
-class WriteCopy:
+class WriteCopy(OfMove):
     """Answered by `CopyWritten`. A piece that does not begin where the copy ends is not written."""
 
-    service_id: str = field(validator=_is_id)
-    move_id: str = field(validator=_is_id)
     offset: int
     data: str = field(repr=False, default="")
 
@@ -74,11 +75,8 @@ class CopyWritten:
 
 
 @frozen
-class PutInSessions:
+class PutInSessions(OfMove):
     """Answered by `SessionsPutIn`."""
-
-    service_id: str = field(validator=_is_id)
-    move_id: str = field(validator=_is_id)
 
 
 @frozen
@@ -87,22 +85,17 @@ class SessionsPutIn:
 
 
 @frozen
-class LeaveSessions:
+class LeaveSessions(OfMove):
     """They are elsewhere; what is begun here from now on is of this generation. Answered by
     `SessionsLeft`.
     """
 
-    service_id: str = field(validator=_is_id)
-    move_id: str = field(validator=_is_id)
     generation: int
 
 
 @frozen
-class DropCopy:
+class DropCopy(OfMove):
     """What is left of a move is removed. Answered by `SessionsLeft`."""
-
-    service_id: str = field(validator=_is_id)
-    move_id: str = field(validator=_is_id)
 
 
 @frozen
